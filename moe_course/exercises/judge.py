@@ -10,7 +10,7 @@ from torch import Tensor
 
 from .compare import agree, difference, precision
 from .observe import Observation, Record, observe
-from .outputs import to_float64
+from .outputs import describe, to_float64
 from .spec import Exercise, Misconception
 
 # A misconception is named when it explains at least this share of what is wrong.
@@ -19,12 +19,21 @@ EXPLAINS = 0.6
 
 @dataclass(frozen=True)
 class Finding:
-    """One row of the table a learner sees. `routine` rows are shown only when they have something to say."""
+    """One check of an answer.
+
+    Args:
+        check: its name.
+        passed: whether the answer passes it.
+        message: if not, why.
+        inputs: what the answer was called with, in short.
+        consequence: it failed only because another check did, such as the gradient of an output that is missing.
+    """
 
     check: str
     passed: bool
     message: str = ""
-    routine: bool = False
+    inputs: str = ""
+    consequence: bool = False
 
 
 @dataclass(frozen=True)
@@ -69,16 +78,17 @@ def judge(exercise: Exercise, record: Record, seed: int) -> Verdict:
     if any(one.failure and one.failure.kind == "not attempted" for one in seen.values()):
         return Verdict(exercise, "not attempted", (), printed=record.printed)
     expected = _expected(exercise, seed)
-    findings: list[Finding] = []
-    for case in exercise.cases:
-        findings.append(Finding(case.name, *_passed(_values_wrong(case.name, seen, expected))))
-        if case.grad:
-            findings.append(Finding(f"{case.name}: gradients", *_passed(_gradients_wrong(case.name, seen, expected))))
-    findings += [
-        Finding(law.name, *_passed(_law_broken(exercise, law.broken, seen, seed))) for law in exercise.properties
+    inputs = exercise.inputs(seed)
+    findings = [
+        _finding("leaves its inputs as they were", _changed(seen)),
+        _finding("same inputs, same answer", _fickle(seen)),
     ]
-    findings.append(Finding("leaves its inputs as they were", *_passed(_changed(seen)), routine=True))
-    findings.append(Finding("same inputs, same answer", *_passed(_fickle(seen)), routine=True))
+    for case in exercise.cases:
+        given = describe(inputs[case.name])
+        findings.append(_finding(case.name, _values_wrong(case.name, seen, expected), given))
+        if case.grad:
+            findings.append(_finding(f"{case.name}: gradients", _gradients_wrong(case.name, seen, expected), given))
+    findings += [_finding(law.name, _law_broken(exercise, law.broken, seen, seed)) for law in exercise.properties]
     if all(finding.passed for finding in findings):
         return Verdict(exercise, "passed", tuple(findings), printed=record.printed)
     return Verdict(exercise, "failed", tuple(findings), _diagnose(exercise, seen, seed), record.printed)
@@ -106,13 +116,20 @@ def _mistaken(exercise: Exercise, wrong: Callable[..., Any], seed: int) -> dict[
     return observe(exercise, wrong, exercise.inputs(seed), time_limit=60).observations
 
 
-def _passed(wrong: str | None) -> tuple[bool, str]:
-    return wrong is None, wrong or ""
+# Messages of checks that failed only because there was nothing to check.
+_NOT_REACHED = "not reached"
+_NO_OUTPUT = "no output to look at"
+_NO_FORM = "the output has not the form asked for"
+
+
+def _finding(check: str, wrong: str | None, inputs: str = "") -> Finding:
+    consequence = wrong is not None and wrong.endswith((_NOT_REACHED, _NO_OUTPUT, _NO_FORM))
+    return Finding(check, wrong is None, wrong or "", inputs, consequence)
 
 
 def _values_wrong(name: str, seen: dict[str, Observation], expected: dict[str, _Expected]) -> str | None:
     if name not in seen:
-        return "not reached"
+        return _NOT_REACHED
     one, want = seen[name], expected[name]
     if one.failure:
         return _explain(one)
@@ -121,10 +138,10 @@ def _values_wrong(name: str, seen: dict[str, Observation], expected: dict[str, _
 
 def _gradients_wrong(name: str, seen: dict[str, Observation], expected: dict[str, _Expected]) -> str | None:
     if name not in seen:
-        return "not reached"
+        return _NOT_REACHED
     one, want = seen[name], expected[name]
     if one.failure or one.canonical.keys() != want.like.canonical.keys():
-        return "no output to differentiate"
+        return _NO_OUTPUT
     if one.gradient_failure:
         return _explain(one)
     for path, exact in want.exact.gradients.items():
@@ -161,12 +178,12 @@ def _law_broken(
     for case in exercise.cases:
         one = seen.get(case.name)
         if one is None or one.failure:
-            return f"{case.name}: no output to look at"
+            return f"{case.name}: {_NO_OUTPUT}"
         try:
             wrong = broken(inputs[case.name], one.structure)
         except Exception:
             # The output has not even the form that the law is about; the case's own row says so.
-            wrong = "the output has not the form asked for"
+            wrong = _NO_FORM
         if wrong:
             return f"{case.name}: {wrong}"
     return None
@@ -174,7 +191,7 @@ def _law_broken(
 
 def _changed(seen: dict[str, Observation]) -> str | None:
     if not _any_output(seen):
-        return ""
+        return _NO_OUTPUT
     for name, one in seen.items():
         if one.changed:
             return (
@@ -186,7 +203,7 @@ def _changed(seen: dict[str, Observation]) -> str | None:
 
 def _fickle(seen: dict[str, Observation]) -> str | None:
     if not _any_output(seen):
-        return ""
+        return _NO_OUTPUT
     for name, one in seen.items():
         if not one.repeats:
             return (

@@ -64,3 +64,23 @@ def frozen(value: Any) -> Any:
         plain = value.detach()
         return torch.empty_like(plain).copy_(plain) if plain.layout == torch.strided else plain.clone()
     return value
+
+
+def describe(inputs: dict[str, Any]) -> str:
+    """Inputs on one line: small tensors and plain values whole, others by dtype and shape."""
+    return ", ".join(f"{name} = {_in_short(value)}" for name, value in inputs.items())
+
+
+def _in_short(value: Any) -> str:
+    if isinstance(value, Tensor):
+        if 0 < value.numel() <= 8:
+            return str([round(number, 3) for number in value.flatten().tolist()]) if value.dim() < 2 else _rows(value)
+        return f"{str(value.dtype).removeprefix('torch.')} {tuple(value.shape)}"
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{key}: {_in_short(part)}" for key, part in value.items()) + "}"
+    text = repr(value)
+    return text if len(text) <= 60 else text[:60] + "…"
+
+
+def _rows(tensor: Tensor) -> str:
+    return str([[round(number, 3) for number in row.flatten().tolist()] for row in tensor])

@@ -1,6 +1,8 @@
 """Shows a verdict: a small table in a notebook, plain text elsewhere."""
 
 import html
+import re
+from collections.abc import Sequence
 from typing import Any
 
 from .judge import Finding, Verdict
@@ -33,12 +35,11 @@ def show_message(message: str) -> None:
 def verdict_text(verdict: Verdict) -> str:
     """The verdict as plain text."""
     lines = [f"{_sign(verdict)} {_headline(verdict)}"]
-    for finding in _shown(verdict):
-        lines.append(
-            f"  {'✓' if finding.passed else '✗'} {finding.check}" + (f": {finding.message}" if finding.message else "")
-        )
     if verdict.misconception:
         lines.append(f"  Diagnosis: {verdict.misconception.says}")
+    for finding in _causes(verdict)[:SHOWN]:
+        lines.append(f"  ✗ {finding.check}: {finding.message}")
+    lines += [f"  {rest}" for rest in _rest(verdict)]
     if verdict.status != "passed":
         lines.append(f"  {_FALLBACK}")
     return "\n".join(lines)
@@ -52,13 +53,13 @@ def verdict_html(verdict: Verdict) -> str:
             f"<div style='margin:6px 0;padding:6px 10px;background:rgba(209,73,91,.12);border-radius:4px'>"
             f"<b>Diagnosis.</b> {_marked(verdict.misconception.says)}</div>"
         )
-    rows = "".join(_row(finding) for finding in _shown(verdict))
-    if rows:
-        parts.append(f"<table style='border-collapse:collapse;margin:4px 0;font-size:13px'>{rows}</table>")
+    parts.append(_table(_causes(verdict)[:SHOWN]))
+    parts += [f"<div style='opacity:.75'>{html.escape(rest)}</div>" for rest in _rest(verdict)]
+    if verdict.findings:
+        parts.append(_details(f"All {len(verdict.findings)} checks", _table(verdict.findings)))
     if verdict.printed:
-        parts.append(
-            _details("What your code printed", f"<pre style='margin:4px 0'>{html.escape(verdict.printed)}</pre>")
-        )
+        printed = f"<pre style='margin:4px 0'>{html.escape(verdict.printed)}</pre>"
+        parts.append(_details("What your code printed", printed))
     if verdict.status != "passed":
         for number, hint in enumerate(verdict.exercise.hints, 1):
             parts.append(_details(f"Hint {number} of {len(verdict.exercise.hints)}", _marked(hint)))
@@ -67,6 +68,7 @@ def verdict_html(verdict: Verdict) -> str:
     return _box(colour, "".join(parts))
 
 
+SHOWN = 4  # failing checks shown at once: a learner mends one at a time
 _FALLBACK = "The rest of the lesson uses the reference implementation until yours passes."
 
 
@@ -85,17 +87,36 @@ def _sign(verdict: Verdict) -> str:
     return {"passed": "✓", "failed": "✗"}.get(verdict.status, "○")
 
 
-def _shown(verdict: Verdict) -> list[Finding]:
-    return [finding for finding in verdict.findings if finding.message or not finding.routine]
+def _causes(verdict: Verdict) -> list[Finding]:
+    """The failing checks that are not mere consequences of others, and of those that say the same the first."""
+    causes = {}
+    for finding in verdict.findings:
+        if not (finding.passed or finding.consequence):
+            causes.setdefault(re.sub(r"\d+", "0", finding.message), finding)
+    return list(causes.values())
+
+
+def _rest(verdict: Verdict) -> list[str]:
+    """How many checks the short table leaves out."""
+    failing = sum(not finding.passed for finding in verdict.findings) - len(_causes(verdict)[:SHOWN])
+    return [f"{failing} more checks fail." if failing > 1 else "1 more check fails."] if failing else []
+
+
+def _table(findings: Sequence[Finding]) -> str:
+    rows = "".join(_row(finding) for finding in findings)
+    return f"<table style='border-collapse:collapse;margin:4px 0;font-size:13px'>{rows}</table>" if rows else ""
 
 
 def _row(finding: Finding) -> str:
     colour, sign = (GOOD, "✓") if finding.passed else (BAD, "✗")
     cell = "padding:2px 10px 2px 0;text-align:left;vertical-align:top;background:none"
+    message = html.escape(finding.message)
+    if finding.message and finding.inputs and not finding.consequence:
+        message += f"<div style='opacity:.7'>called with {html.escape(finding.inputs)}</div>"
     return (
         f"<tr style='background:none'><td style='{cell};color:{colour};font-weight:700'>{sign}</td>"
-        f"<td style='{cell};white-space:nowrap'>{_marked(finding.check)}</td>"
-        f"<td style='{cell};white-space:normal'>{html.escape(finding.message)}</td></tr>"
+        f"<td style='{cell};white-space:normal;min-width:11em'>{_marked(finding.check)}</td>"
+        f"<td style='{cell};white-space:normal'>{message}</td></tr>"
     )
 
 
