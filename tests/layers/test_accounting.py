@@ -104,9 +104,7 @@ def test_tied_embedding_counts_once():
     shape = dict(vocab_size=96, num_hidden_layers=2, hidden_size=16, intermediate_size=40)
     heads = dict(num_attention_heads=4, num_key_value_heads=2)
     model = transformers_model("mistral", **shape, **heads, tie_word_embeddings=True)
-    config = ModelConfig(
-        "tiny", "here", 96, 2, 16, 4, 2, 4, num_dense_layers=2, dense_d_ff=40, tied_embedding=True
-    )
+    config = ModelConfig("tiny", "here", 96, 2, 16, 4, 2, 4, num_dense_layers=2, dense_d_ff=40, tied_embedding=True)
     assert total_parameters(config) == sum(p.numel() for p in model.parameters())
     assert active_parameters(config, input_embedding=False) == total_parameters(config)  # it is the head too
 
@@ -149,9 +147,7 @@ TINY_MODELS: dict[str, tuple[dict[str, Any], ModelConfig]] = {
     ),
     "deepseek_v3": (
         dict(q_lora_rank=12, kv_lora_rank=10, qk_nope_head_dim=6, qk_rope_head_dim=4, v_head_dim=8)
-        | dict(
-            n_group=2, topk_group=1, first_k_dense_replace=1, moe_intermediate_size=24, intermediate_size=40
-        )
+        | dict(n_group=2, topk_group=1, first_k_dense_replace=1, moe_intermediate_size=24, intermediate_size=40)
         | dict(num_key_value_heads=4),
         ModelConfig(
             "tiny",
@@ -172,13 +168,9 @@ def test_model_flops_equal_torchs_counter(model_type):
     from transformers import AutoConfig, AutoModelForCausalLM
 
     settings, config = TINY_MODELS[model_type]
-    shape = dict(
-        vocab_size=96, num_hidden_layers=3, hidden_size=16, num_attention_heads=4, num_experts_per_tok=2
-    )
+    shape = dict(vocab_size=96, num_hidden_layers=3, hidden_size=16, num_attention_heads=4, num_experts_per_tok=2)
     hf_config = AutoConfig.for_model(model_type, **shape, **settings, num_local_experts=8)
-    model = AutoModelForCausalLM.from_config(
-        hf_config, attn_implementation="eager", experts_implementation="eager"
-    )
+    model = AutoModelForCausalLM.from_config(hf_config, attn_implementation="eager", experts_implementation="eager")
     tokens = 5
     with FlopCounterMode(display=False) as counter:
         model(torch.arange(tokens)[None], use_cache=False)
