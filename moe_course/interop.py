@@ -9,6 +9,7 @@ which is what `MoELayer` computes. transformers is not imported here: whoever ha
 
 import re
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -40,12 +41,13 @@ def load_moe_block(block: nn.Module) -> MoELayer:
             f"{name} is not an MoE block this course can load; pass one of {', '.join(_BLOCKS)}, "
             "found in a model as model.model.layers[i].mlp"
         )
-    act_fn = next(m.act_fn for m in block.experts.modules() if hasattr(m, "act_fn"))
+    experts: Any = block.experts
+    act_fn = next(m.act_fn for m in experts.modules() if hasattr(m, "act_fn"))
     probe = torch.linspace(-4, 4, 9)
     if not torch.equal(act_fn(probe), F.silu(probe)):
         raise ValueError(f"the experts of this {name} use {act_fn}; choose a model with hidden_act='silu'")
     # The router holds the settings; in transformers 4 the block did.
-    router = block.gate if hasattr(block.gate, "top_k") else block
+    router: Any = block.gate if hasattr(block.gate, "top_k") else block
     renormalize = name == "MixtralSparseMoeBlock" or router.norm_topk_prob
     return load_moe_state_dict(block.state_dict(), top_k=router.top_k, renormalize=renormalize)
 

@@ -18,9 +18,10 @@ PEERS = {
     "swiglu": ("Mixtral block, grouped_mm", "Mixtral block, eager"),
 }
 
-# Beyond these the slow ones take minutes, and time says nothing new.
-EINSUM_MAX_TOKENS = 512  # its one-hot tensors hold tokens² numbers
-EAGER_MAX_EXPERTS = 64  # its backward writes a whole (E, F, D) gradient for every expert: E²
+# Beyond these the slow ones take minutes and tell nothing new. Einsum's one-hot tensors hold some tokens² numbers;
+# eager transformers writes a whole (E, F, D) gradient for every expert, so its backward costs E².
+MAX_TOKENS = {"einsum_dispatch": 512, "tutorial: (k, expert) masks": 4096}
+EAGER_MAX_EXPERTS = 64
 
 
 @dataclass(frozen=True)
@@ -60,13 +61,15 @@ def has_transformers() -> bool:
 
 def _by_hand(layer: MoELayer, size: Size) -> dict[str, Contender]:
     """Our other dispatches and the loops of tutorials."""
-    others = ["grouped", "loop", "einsum"] if size.tokens <= EINSUM_MAX_TOKENS else ["grouped", "loop"]
-    found = {f"{name}_dispatch": _through(layer, name) for name in others}
-    masks, pairs = TutorialMasks(layer), TutorialPairs(layer)
-    return {name: Contender(forward, tuple(layer.parameters()), "gelu") for name, forward in found.items()} | {
+    ours, masks, pairs = tuple(layer.parameters()), TutorialMasks(layer), TutorialPairs(layer)
+    found = {
+        "grouped_dispatch": Contender(_through(layer, "grouped"), ours, "gelu"),
+        "loop_dispatch": Contender(_through(layer, "loop"), ours, "gelu"),
+        "einsum_dispatch": Contender(_through(layer, "einsum"), ours, "gelu"),
         "tutorial: expert masks": Contender(masks, tuple(masks.parameters()), "gelu"),
         "tutorial: (k, expert) masks": Contender(pairs, tuple(pairs.parameters()), "gelu"),
     }
+    return {name: layer for name, layer in found.items() if size.tokens <= MAX_TOKENS.get(name, size.tokens)}
 
 
 def _output(layer: MoELayer) -> Callable[[Tensor], Tensor]:

@@ -82,7 +82,9 @@ def _sample(call: Call, repeats: int) -> Sample:
 
 def _repeats(call: Call, min_seconds: float) -> int:
     """How often to repeat a call so that it computes for min_seconds; doubles until it does."""
-    call()  # the first call allocates and initialises
+    first = _sample(call, 1)  # it allocates and initialises, and so counts only if it was long
+    if first.cpu >= 10 * min_seconds:
+        return 1
     repeats = 1
     while True:
         sample = _sample(call, repeats)

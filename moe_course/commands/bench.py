@@ -19,7 +19,7 @@ def bench(
     ] = None,
     repeats: Annotated[
         int, typer.Option(min=1, help="Rounds, each with one sample of everything; the median counts.")
-    ] = 9,
+    ] = 7,
     plot: Annotated[Path | None, typer.Option(metavar="FILE", help="Write a plot as one HTML file.")] = None,
     json: Annotated[
         str | None, typer.Option(metavar="FILE", help="Write the measurements as JSON; '-' for the terminal.")
@@ -59,13 +59,13 @@ def bench(
 
     with Console(stderr=True).status(f"Measuring {what}") as status:
         report = getattr(module, function)(size or [], repeats, status.update)
-    print_report(report, Console(stderr=json == "-", highlight=False))
-    if json == "-":
-        print(as_json(report))
-    elif json:
+    if json and json != "-":
         Path(json).write_text(as_json(report) + "\n", encoding="utf-8")
     if plot:
         write_plot(report, plot)
+    if json == "-":
+        print(as_json(report))
+    print_report(report, Console(stderr=json == "-", highlight=False))
     if check and report.failures:
         for verdict in report.failures:
             print(verdict, file=sys.stderr)

@@ -38,7 +38,7 @@ def test_disagreement_is_an_error():
 
 def test_slow_contenders_stay_out_of_large_sizes(monkeypatch):
     assert "einsum_dispatch" in contenders(TINY)
-    monkeypatch.setattr(peers, "EINSUM_MAX_TOKENS", 11)
+    monkeypatch.setitem(peers.MAX_TOKENS, "einsum_dispatch", 11)
     monkeypatch.setattr(peers, "EAGER_MAX_EXPERTS", 3)
     assert "einsum_dispatch" not in contenders(TINY)
     assert {"transformers, eager", "Mixtral block, eager"}.isdisjoint(contenders(TINY))
