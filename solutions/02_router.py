@@ -179,7 +179,7 @@ tokens_per_expert = check(tokens_per_expert)
 # %%
 best_expert = logits.argmax(dim=-1, keepdim=True)  # (T, 1): top-1 needs only the order of the logits
 counts = tokens_per_expert(best_expert, num_experts)
-print("average token of an expert without tokens:", x[best_expert[:, 0] == num_experts].mean().item())
+print("mean over the tokens of an expert that has none:", x[:0].mean().item())
 
 show(figures.load(counts, top_k=1))
 
@@ -340,10 +340,10 @@ def one_token(top_k: int, score: str, renormalize: bool, **logits: float):
 
 sliders(
     one_token,
+    **{f"logit_{e}": (-4.0, 4.0, 0.1, value) for e, value in enumerate(token.tolist())},
     top_k=(1, 4, 1, 2),
     score=["softmax", "sigmoid"],
     renormalize=[True, False],
-    **{f"logit_{e}": (-4.0, 4.0, 0.1, value) for e, value in enumerate(token.tolist())},
 )
 
 # %% [markdown]
@@ -624,11 +624,11 @@ routers = {
 runs = {name: [train(seed + i, **settings) for i in range(num_seeds)] for name, settings in routers.items()}
 
 # %%
-print(f"{'':42}final loss: mean (best to worst)     how far the gate moved")
+print(f"{'':42}final loss (best to worst)    gate moved by")
 for name, results in runs.items():
     final = torch.tensor([losses[-1] for losses, _, _ in results])
     moved = torch.tensor([(after - before).norm() for _, before, after in results])
-    print(f"{name:<42}{final.mean():.3f} ({final.min():.3f} to {final.max():.3f}){'':14}{moved.mean():.2g}")
+    print(f"{name:<42}{final.mean():.3f} ({final.min():.3f} to {final.max():.3f})       {moved.mean():.2g}")
 
 show(figures.training({name: torch.tensor([losses for losses, _, _ in results]) for name, results in runs.items()}))
 
@@ -685,7 +685,7 @@ print("weights", tuple(routing.weights.shape), "  expert_ids", tuple(routing.exp
 try:
     top_k_routing(batch_logits, top_k=2)
 except Exception as error:
-    print(f"{type(error).__name__}: {str(error).strip()[:220]} …")
+    print("\n".join(str(error).splitlines()[:4]))
 
 # %% [markdown]
 # ## 7. In production
@@ -737,7 +737,8 @@ for name, settings in production.items():
 # %% [markdown]
 # ## 8. Pitfalls
 #
-# Each of these is recognised by the checks above. The linked ones were found in public code.
+# The checks above know these by name, but for the first: that one is a right program and a wrong design. The linked
+# ones were found in public code.
 #
 # - **Top-1 with renormalisation**: a weight of constant 1, a router without a gradient ([minimind
 #   #858](https://github.com/jingyaogong/minimind/issues/858)).

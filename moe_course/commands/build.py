@@ -15,13 +15,14 @@ def build(
     check: Annotated[
         bool, typer.Option("--check", help="Write nothing; show what is stale and exit with 1 if anything is.")
     ] = False,
-    everything: Annotated[bool, typer.Option("--all", help="Also run lessons that are not stale.")] = False,
+    everything: Annotated[bool, typer.Option("--all", help="Write and run every lesson, stale or not.")] = False,
     jobs: Annotated[int | None, typer.Option(min=1, help="Notebooks run at once; default: one for each core.")] = None,
     root: Annotated[Path, typer.Option(help="The folder that holds lessons/ and solutions/.")] = Path("."),
 ) -> None:
     """Build lessons/ and the solved notebooks from solutions/*.py.
 
-    Only lessons whose source changed are run; a lesson that fails keeps the notebooks it had.
+    Only lessons whose source changed are written, and only those whose code changed are run; after a change in
+    moe_course/, use --all. A lesson that fails keeps the notebooks it had.
     """
     if not (root / "solutions").is_dir():
         raise CommandError(f"there is no folder {root / 'solutions'}; run this where the course was cloned")
@@ -79,8 +80,8 @@ def _build(root: Path, everything: bool, jobs: int | None, console: "Console") -
         console.print(f"{name}: written")
     if not (built.written or built.problems):
         console.print("Nothing is stale.")
-    if not built.pictures:
-        console.print("No Chromium was found, so new figures have no PNG for GitHub to show; see `moe-course doctor`.")
+    if built.no_pictures:
+        console.print(f"New figures have no PNG for GitHub to show: {built.no_pictures}.", markup=False)
     for problem in built.problems:
         console.print(escape(problem), style="red")
     if built.problems:

@@ -40,16 +40,21 @@ def gate_regions_side_by_side(x: Tensor, weights: Mapping[str, Tensor], title: s
         _draw_regions(figure, x, weight, col, with_counts=not several)
         figure.update_xaxes(title_text="feature 1 of the token", row=1, col=col)
         figure.update_xaxes(
-            range=[-EDGE, EDGE], constrain="domain", constraintoward="left", zeroline=False, row=1, col=col
+            range=[-EDGE, EDGE],
+            constrain="domain",
+            constraintoward="center" if several else "left",
+            dtick=1,
+            row=1,
+            col=col,
         )
-        figure.update_yaxes(range=[-EDGE, EDGE], constrain="domain", zeroline=False, row=1, col=col)
+        figure.update_yaxes(range=[-EDGE, EDGE], constrain="domain", dtick=1, row=1, col=col)
         figure.update_yaxes(scaleanchor=f"x{col}" if col > 1 else "x", row=1, col=col)
     figure.update_yaxes(title_text="feature 2 of the token", row=1, col=1)
     figure.update_layout(
         title=title if several else next(iter(weights)),
-        height=430 if several else 560,
-        margin_t=96,
-        legend={"itemsizing": "constant"} | ({} if several else {"orientation": "h", "y": 1.02, "yanchor": "bottom"}),
+        height=440 if several else 580,
+        margin_t=96 if several else 64,
+        legend={"itemsizing": "constant", "orientation": "h", "x": 0, "y": -0.28 if several else -0.16},
     )
     figure.update_annotations(font_size=14)
     return figure
@@ -102,13 +107,15 @@ def _draw_regions(figure: go.Figure, x: Tensor, weight: Tensor, col: int, with_c
             row=1,
             col=col,
         )
+        label = tip * (1 + 0.2 / (tip.norm().item() + 1e-9))
         figure.add_annotation(
-            x=1.16 * tip[0].item(),
-            y=1.16 * tip[1].item(),
+            x=label[0].item(),
+            y=label[1].item(),
             text=f"<b>{e}</b>",
             showarrow=False,
             font={"color": "#ffffff"},
             bgcolor=expert_colour(e, num_experts),
+            bordercolor="#ffffff",
             borderpad=2,
             row=1,
             col=col,

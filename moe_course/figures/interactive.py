@@ -7,8 +7,8 @@ viewer without a kernel shows the initial one.
 
 import html
 import json
-import sys
 from collections.abc import Callable
+from copy import deepcopy
 from typing import Any
 
 import plotly.graph_objects as go
@@ -17,7 +17,10 @@ from IPython.display import display
 from moe_course.figures import style  # noqa: F401  registers the template
 
 CONFIG = {"displaylogo": False, "responsive": True}
-KNOB_WIDTH = "min(100%, 26em)"
+KNOB_WIDTH = "min(100%, 30em)"
+
+# ipywidgets puts the label above a row of buttons, out of line with the labels of sliders.
+STYLE = "<style>.moe-buttons { flex-wrap: nowrap; height: auto } .moe-buttons > label { flex: none }</style>"
 
 # A FigureWidget first draws before it is in the page, 700 pixels wide, and then listens to the window alone, which
 # does not tell it of a side bar that opens. This empty element tells it of each change of its own width.
@@ -64,16 +67,14 @@ def sliders(make: Callable[..., go.Figure], **controls: Any) -> None:
 
 def build_panel(make: Callable[..., go.Figure], **controls: Any) -> tuple[Any, go.Figure]:
     """Return the widget that `sliders` displays, and its initial figure."""
-    _import_jsonschema_quickly()
     import ipywidgets as widgets
     from anywidget import AnyWidget
 
     knobs = {name: _control(name, spec) for name, spec in controls.items()}
     first = make(**_values(knobs))
-    figure = go.FigureWidget(first)
-    figure.layout.height = _height(first)
-    figure._config = figure._config | CONFIG
+    figure = _figure_widget(first)
     message = widgets.HTML(layout={"display": "none"})
+    css = widgets.HTML(STYLE, layout={"display": "none"})
 
     def redraw(_change: Any) -> None:
         try:
@@ -88,7 +89,7 @@ def build_panel(make: Callable[..., go.Figure], **controls: Any) -> tuple[Any, g
         knob.observe(redraw, names="value")
     row = widgets.Box(list(knobs.values()), layout={"display": "flex", "flex_flow": "row wrap"})
     fit_width = AnyWidget(_esm=FIT_WIDTH, layout={"width": "100%", "height": "0", "margin": "0"})
-    return widgets.VBox([row, message, figure, fit_width], layout={"width": "100%", "overflow": "hidden"}), first
+    return widgets.VBox([css, row, message, figure, fit_width], layout={"width": "100%", "overflow": "hidden"}), first
 
 
 def _values(knobs: dict[str, Any]) -> dict[str, Any]:
@@ -109,6 +110,32 @@ def update_in_place(figure: go.FigureWidget, new: go.Figure) -> None:
             for old_trace, new_trace in zip(figure.data, new.data, strict=True):
                 _assign(old_trace, new_trace.to_plotly_json())
         _assign(figure.layout, new.layout.to_plotly_json() | {"height": _height(new)})
+    # What a page that is reloaded draws; the messages above reach only the pages that are open.
+    figure._widget_data = deepcopy(figure._data)
+    figure._widget_layout = deepcopy(figure._layout)
+
+
+def _figure_widget(figure: go.Figure) -> go.FigureWidget:
+    """A FigureWidget that tells the page of itself only when it is whole.
+
+    Plotly's own opens its comm empty and sends the figure after it. Where the page is quick, because it has drawn
+    such a widget before, it draws the empty one.
+    """
+
+    class WholeFigureWidget(go.FigureWidget):
+        _whole = False
+
+        def open(self) -> None:
+            if self._whole:
+                super().open()
+
+    widget = WholeFigureWidget(figure)
+    widget.layout.height = _height(figure)
+    widget._config = widget._config | CONFIG
+    widget._widget_layout = deepcopy(widget._layout)
+    widget._whole = True
+    widget.open()
+    return widget
 
 
 def _kind(figure: go.Figure) -> list[tuple[Any, ...]]:
@@ -164,7 +191,9 @@ def _control(name: str, spec: Any) -> Any:
     options = [(str(choice), choice) for choice in choices]
     if sum(len(text) for text, _ in options) <= 40:
         label["style"]["button_width"] = "auto"
-        return widgets.ToggleButtons(options=options, value=default, layout={"width": "auto"}, **label)
+        knob = widgets.ToggleButtons(options=options, value=default, layout={"width": KNOB_WIDTH}, **label)
+        knob.add_class("moe-buttons")
+        return knob
     return widgets.Dropdown(options=options, value=default, layout={"width": KNOB_WIDTH}, **label)
 
 
@@ -194,14 +223,3 @@ def _height(figure: go.Figure) -> float:
 
 def _title(figure: go.Figure) -> str:
     return (figure.layout.title.text or "without a title").replace("<br>", " ")
-
-
-def _import_jsonschema_quickly() -> None:
-    """Import jsonschema without rfc3987_syntax, which takes two seconds and serves a format no notebook uses."""
-    if "jsonschema" in sys.modules or "rfc3987_syntax" in sys.modules:
-        return
-    sys.modules["rfc3987_syntax"] = None  # type: ignore[assignment]
-    try:
-        import jsonschema  # noqa: F401
-    finally:
-        del sys.modules["rfc3987_syntax"]

@@ -140,7 +140,7 @@ def gradient_norms(norms: Mapping[str, Tensor]) -> go.Figure:
     for name, values in norms.items():
         dead = values.max().item() < 1e-6
         figure.add_scatter(
-            x=values.tolist(),
+            x=values.clamp_min(1e-12).tolist(),  # a logarithmic axis has no place for an exact 0
             y=[name] * len(values),
             mode="markers",
             marker={"size": 11, "color": PALETTE[4] if dead else PALETTE[0], "symbol": "x" if dead else "circle"},

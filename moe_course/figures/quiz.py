@@ -8,7 +8,7 @@ from typing import Any
 
 from IPython.display import display
 
-from moe_course.figures.interactive import _import_jsonschema_quickly, _widget_bundle
+from moe_course.figures.interactive import _widget_bundle
 
 # ipywidgets gives a radio button's label one line and lets a longer one spill over.
 STYLE = """<style>
@@ -56,7 +56,6 @@ def quiz(*questions: Question) -> None:
 
 def build_quiz(*questions: Question) -> Any:
     """Return the widget that `quiz` displays."""
-    _import_jsonschema_quickly()
     import ipywidgets as widgets
 
     panel = widgets.VBox([widgets.HTML(STYLE), *(_question(*numbered) for numbered in enumerate(questions, 1))])
@@ -67,7 +66,9 @@ def build_quiz(*questions: Question) -> Any:
 def _question(number: int, question: Question) -> Any:
     import ipywidgets as widgets
 
-    text = widgets.HTML(f"<b>{number}.</b> {_inline(question.text)}", layout={"width": "auto"})
+    text = widgets.HTML(
+        f'<div style="line-height: 1.5"><b>{number}.</b> {_inline(question.text)}</div>', layout={"width": "auto"}
+    )
     radio = widgets.RadioButtons(
         options=[(option.replace("`", ""), index) for index, option in enumerate(question.options)],
         value=None,

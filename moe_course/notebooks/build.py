@@ -1,32 +1,85 @@
 """Builds the notebooks of `lessons/` and `solutions/` from the sources, and finds those that are stale."""
 
-import difflib
-import json
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import nbformat
 from nbformat import NotebookNode
 
-from moe_course.notebooks.execute import ExecutionError, execute, tidy
+from moe_course.notebooks.compare import difference, same_code
+from moe_course.notebooks.execute import ExecutionError, execute
 from moe_course.notebooks.make import solved_notebook, student_notebook
-from moe_course.notebooks.pictures import add_pictures, too_large
-from moe_course.notebooks.source import Lesson, read_lessons, tags
+from moe_course.notebooks.outputs import output_faults, tidy
+from moe_course.notebooks.pictures import add_pictures
+from moe_course.notebooks.source import Lesson, read_lessons
 
 Progress = Callable[[str, int, int], None]  # lesson, cells done, cells in all
 
 
 @dataclass(frozen=True)
 class Built:
-    """What a build did: the lessons written, what went wrong, and whether figures have their pictures."""
+    """What a build did.
+
+    Args:
+        written: names of the lessons written.
+        problems: what went wrong, a sentence or a traceback each.
+        no_pictures: why figures lack their pictures; empty if they don't.
+    """
 
     written: list[str]
     problems: list[str]
-    pictures: bool
+    no_pictures: str
+
+
+def build(root: Path, everything: bool = False, jobs: int | None = None, progress: Progress = lambda *_: None) -> Built:
+    """Write what is stale. A lesson in which only prose changed keeps its outputs.
+
+    Args:
+        root: the folder that holds lessons/ and solutions/.
+        everything: write and run every lesson, stale or not.
+        jobs: notebooks run at once; as many as cores if None.
+        progress: called before each cell of each notebook, and at its end.
+
+    Returns:
+        What was written and what went wrong. A lesson that fails leaves its notebooks as they were.
+
+    Raises:
+        SourceError: a source has a fault; nothing was written.
+    """
+    lessons = read_lessons(root / "solutions")
+    stale_lessons = [lesson for lesson in lessons if everything or _problems(root, lesson, lessons)]
+    held = {lesson.name: work for lesson in stale_lessons if (work := _work_in(root, lesson))}
+    todo = [lesson for lesson in stale_lessons if lesson.name not in held]
+    solved = [solved_notebook(lesson, lessons) for lesson in todo]
+    before = [_read(_solved_path(root, lesson)) for lesson in todo]
+
+    def run(lesson: Lesson, notebook: NotebookNode, old: NotebookNode | None) -> str | None:
+        if old is not None and not everything and same_code(old, notebook) and not _missing_outputs(old):
+            _keep_outputs(old, notebook)
+            return None
+        total = len(notebook.cells)
+        try:
+            execute(notebook, root / "lessons", lesson.name, lambda index: progress(lesson.name, index, total))
+        except ExecutionError as error:
+            return str(error)
+        progress(lesson.name, total, total)
+        tidy(notebook)
+        faults = output_faults(notebook)
+        return "\n".join(f"{lesson.name}: {fault}" for fault in faults) or None
+
+    (root / "lessons").mkdir(exist_ok=True)
+    with ThreadPoolExecutor(jobs or os.cpu_count()) as pool:
+        failures = list(pool.map(run, todo, solved, before))
+    whole = [index for index, failure in enumerate(failures) if failure is None]
+    no_pictures = add_pictures([solved[i] for i in whole], [notebook for notebook in before if notebook is not None])
+    for index in whole:
+        _write(_solved_path(root, todo[index]), solved[index])
+        _write(_student_path(root, todo[index]), student_notebook(todo[index], lessons))
+    problems = [*held.values(), *(failure for failure in failures if failure)]
+    return Built([todo[index].name for index in whole], problems, no_pictures)
 
 
 def stale(root: Path) -> list[str]:
@@ -36,110 +89,89 @@ def stale(root: Path) -> list[str]:
         SourceError: a source has a fault.
     """
     lessons = read_lessons(root / "solutions")
-    problems = []
-    for lesson in lessons:
-        problems += _differences(root / "lessons" / f"{lesson.name}.ipynb", student_notebook(lesson, lessons))
-        path = root / "solutions" / f"{lesson.name}.ipynb"
-        problems += _differences(path, solved_notebook(lesson, lessons))
-        problems += _without_outputs(path)
-    for path in orphans(root, lessons):
-        problems.append(f"{path.relative_to(root)}: has no source solutions/{path.stem}.py; delete it")
+    problems = [problem for lesson in lessons for problem in _problems(root, lesson, lessons)]
+    names = {lesson.name for lesson in lessons}
+    for folder in ("lessons", "solutions"):
+        for path in sorted((root / folder).glob("[0-9][0-9]_*.ipynb")):
+            if path.stem not in names:
+                problems.append(f"{folder}/{path.name} has no source solutions/{path.stem}.py; delete it")
     return problems
 
 
-def orphans(root: Path, lessons: list[Lesson]) -> list[Path]:
-    """Numbered notebooks without a source."""
-    names = {lesson.name for lesson in lessons}
-    found = [path for folder in ("lessons", "solutions") for path in (root / folder).glob("[0-9][0-9]_*.ipynb")]
-    return sorted(path for path in found if path.stem not in names)
+def _problems(root: Path, lesson: Lesson, lessons: list[Lesson]) -> list[str]:
+    """Why a lesson's notebooks are stale."""
+    problems = []
+    for path, wanted in (
+        (_student_path(root, lesson), student_notebook(lesson, lessons)),
+        (_solved_path(root, lesson), solved_notebook(lesson, lessons)),
+    ):
+        name = f"{path.parent.name}/{path.name}"
+        found = _read(path)
+        if found is None:
+            problems.append(f"{name} is missing or cannot be read")
+            continue
+        diff = difference(found, wanted)
+        if diff:
+            problems.append("\n".join([f"--- {name} on disk", f"+++ {name} as solutions/{lesson.name}.py says", *diff]))
+        if path.parent.name == "solutions":
+            problems += [
+                f"{name}: {cell} has no saved output, though it was to be run" for cell in _missing_outputs(found)
+            ]
+        elif _has_outputs(found):
+            problems.append(f"{name} holds outputs; a learner's copy starts without any")
+    return problems
 
 
-def build(root: Path, everything: bool = False, jobs: int | None = None, progress: Progress = lambda *_: None) -> Built:
-    """Write what is stale.
-
-    Args:
-        root: the folder that holds lessons/ and solutions/.
-        everything: also write what is not stale.
-        jobs: notebooks run at once; as many as cores if None.
-        progress: called before each cell of each notebook.
-
-    Returns:
-        What was written and what went wrong. A notebook that fails leaves the one on disk as it was.
-
-    Raises:
-        SourceError: a source has a fault; nothing was written.
-    """
-    lessons = read_lessons(root / "solutions")
-    todo = [lesson for lesson in lessons if everything or _is_stale(root, lesson, lessons)]
-    solved = [solved_notebook(lesson, lessons) for lesson in todo]
-    before = [_read(root / "solutions" / f"{lesson.name}.ipynb") for lesson in todo]
-
-    def run(lesson: Lesson, notebook: NotebookNode) -> str | None:
-        try:
-            total = len(notebook.cells)
-            execute(notebook, root / "lessons", lesson.name, lambda index: progress(lesson.name, index, total))
-        except ExecutionError as error:
-            return str(error)
-        tidy(notebook)
-        progress(lesson.name, total, total)
-        size = too_large(notebook)
-        return f"{lesson.name}: {size}" if size else None
-
-    (root / "lessons").mkdir(exist_ok=True)
-    with ThreadPoolExecutor(jobs or os.cpu_count()) as pool:
-        failures = list(pool.map(run, todo, solved))
-    whole = [index for index, failure in enumerate(failures) if failure is None]
-    pictures = add_pictures([solved[i] for i in whole], [notebook for notebook in before if notebook is not None])
-    for index in whole:
-        lesson = todo[index]
-        _write(root / "solutions" / f"{lesson.name}.ipynb", solved[index])
-        _write(root / "lessons" / f"{lesson.name}.ipynb", student_notebook(lesson, lessons))
-    return Built([todo[i].name for i in whole], [failure for failure in failures if failure], pictures)
-
-
-def _is_stale(root: Path, lesson: Lesson, lessons: list[Lesson]) -> bool:
-    path = root / "solutions" / f"{lesson.name}.ipynb"
-    return bool(
-        _differences(root / "lessons" / path.name, student_notebook(lesson, lessons))
-        or _differences(path, solved_notebook(lesson, lessons))
-        or _without_outputs(path)
-    )
-
-
-def _differences(path: Path, wanted: NotebookNode) -> list[str]:
-    """How a notebook on disk differs, outputs apart, as one text; empty if it does not."""
-    name = f"{path.parent.name}/{path.name}"
-    found = _read(path)
+def _work_in(root: Path, lesson: Lesson) -> str | None:
+    """Why a lesson's student notebook must not be overwritten: somebody has worked in it."""
+    found = _read(_student_path(root, lesson))
     if found is None:
-        return [f"{name}: missing or unreadable; run `moe-course build`"]
-    diff = list(
-        difflib.unified_diff(_lines(found), _lines(wanted), f"{name} on disk", f"{name} as its source says", n=2)
+        return None
+    answered = any(
+        "exercise" in cell.metadata.get("moe_course", {}) and "raise NotImplementedError" not in cell.source
+        for cell in found.cells
     )
-    return ["".join(line if line.endswith("\n") else line + "\n" for line in diff)] if diff else []
+    if not answered and not _has_outputs(found):
+        return None
+    path = f"lessons/{lesson.name}.ipynb"
+    return (
+        f"{path} holds somebody's work ({'answers' if answered else 'outputs'}), so it is left as it is; "
+        f"move it away, or drop the work with `git checkout {path}`, and build again"
+    )
 
 
-def _lines(notebook: NotebookNode) -> list[str]:
-    """A notebook without outputs as lines to compare."""
-    lines = json.dumps(notebook.metadata, sort_keys=True, indent=1, ensure_ascii=False).splitlines()
-    for cell in notebook.cells:
-        lines.append(f"[{cell.cell_type} {cell.id}] {json.dumps(cell.metadata, sort_keys=True)}")
-        lines += cell.source.splitlines()
-    return lines
+def _has_outputs(notebook: NotebookNode) -> bool:
+    return any(cell.get("outputs") or cell.get("execution_count") for cell in notebook.cells)
 
 
-def _without_outputs(path: Path) -> list[str]:
-    """Cells of a solved notebook whose output should be compared but is not there."""
-    notebook = _read(path)
-    if notebook is None:
-        return []
+def _missing_outputs(notebook: NotebookNode) -> list[str]:
+    """The cells of a solved notebook that were not run, or that nbval would pass for want of anything to compare."""
     return [
-        f"solutions/{path.name}: cell {cell.id} is to be compared but has no stored output; run `moe-course build`"
-        for cell in notebook.cells
-        if "nbval-check-output" in tags(cell) and not cell.outputs
+        f"cell {number}, {cell.id},"
+        for number, cell in enumerate(notebook.cells)
+        if cell.cell_type == "code"
+        and cell.source
+        and (
+            cell.execution_count is None or ("nbval-check-output" in cell.metadata.get("tags", []) and not cell.outputs)
+        )
     ]
 
 
-def _read(path: Path) -> Any:
+def _keep_outputs(old: NotebookNode, new: NotebookNode) -> None:
+    pairs = zip(*([cell for cell in each.cells if cell.cell_type == "code"] for each in (old, new)), strict=True)
+    for before, after in pairs:
+        after.outputs, after.execution_count = before.outputs, before.execution_count
+
+
+def _student_path(root: Path, lesson: Lesson) -> Path:
+    return root / "lessons" / f"{lesson.name}.ipynb"
+
+
+def _solved_path(root: Path, lesson: Lesson) -> Path:
+    return root / "solutions" / f"{lesson.name}.ipynb"
+
+
+def _read(path: Path) -> NotebookNode | None:
     try:
         return nbformat.read(path, as_version=4)
     except Exception:  # nbformat raises many kinds for files that are no notebooks
@@ -149,5 +181,5 @@ def _read(path: Path) -> Any:
 def _write(path: Path, notebook: NotebookNode) -> None:
     """Write whole or not at all."""
     scratch = path.with_suffix(".tmp")
-    scratch.write_text(nbformat.writes(notebook), encoding="utf-8")
+    scratch.write_text(nbformat.writes(notebook) + "\n", encoding="utf-8")
     os.replace(scratch, path)

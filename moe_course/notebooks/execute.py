@@ -1,4 +1,4 @@
-"""Runs a notebook in a kernel of its own, and removes from its outputs what differs from run to run."""
+"""Runs a notebook in a kernel of its own."""
 
 import asyncio
 import re
@@ -6,7 +6,6 @@ import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import nbclient
 from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
@@ -14,8 +13,6 @@ from nbformat import NotebookNode
 from traitlets.config import Config
 
 CELL_TIMEOUT = 180  # seconds
-WIDGET_VIEW = "application/vnd.jupyter.widget-view+json"
-PLOTLY = "application/vnd.plotly.v1+json"
 
 
 class ExecutionError(Exception):
@@ -23,7 +20,11 @@ class ExecutionError(Exception):
 
 
 def execute(
-    notebook: NotebookNode, folder: Path, name: str, on_cell: Callable[[int], None] = lambda index: None
+    notebook: NotebookNode,
+    folder: Path,
+    name: str,
+    on_cell: Callable[[int], None] = lambda index: None,
+    past_errors: bool = False,
 ) -> None:
     """Run every cell in place.
 
@@ -32,6 +33,7 @@ def execute(
         folder: the kernel's working directory.
         name: what to call it in messages.
         on_cell: called with the index of each cell before it runs.
+        past_errors: run the cells after one that raises as well.
 
     Raises:
         ExecutionError: a cell raised, ran too long, or the kernel died.
@@ -50,6 +52,7 @@ def execute(
                 notebook,
                 timeout=CELL_TIMEOUT,
                 record_timing=False,
+                allow_errors=past_errors,
                 resources={"metadata": {"path": str(folder)}},
                 on_cell_start=start,
                 kernel_name="python3",
@@ -66,46 +69,6 @@ def _transport(sockets: str) -> Config:
     if sys.platform == "win32":  # has no socket files
         return Config()
     return Config(KernelManager={"transport": "ipc", "ip": f"{sockets}/kernel"})
-
-
-def tidy(notebook: NotebookNode) -> None:
-    """Remove what makes outputs large or different from run to run, in place.
-
-    Live widgets need a kernel, and their saved state would embed plotly.js (5 MB): their static figure stays.
-    """
-    notebook.metadata.pop("widgets", None)
-    notebook.metadata["language_info"] = {"name": "python"}
-    for cell in notebook.cells:
-        if cell.cell_type != "code":
-            continue
-        cell.metadata.pop("execution", None)
-        for output in cell.outputs:
-            data = output.get("data", {})
-            if len(data) > 1:
-                data.pop(WIDGET_VIEW, None)
-            for trace in data.get(PLOTLY, {}).get("data", []):
-                trace.pop("uid", None)
-            for key in ("text", "evalue"):
-                if isinstance(output.get(key), str):
-                    output[key] = _without_addresses(output[key])
-            if isinstance(data.get("text/plain"), str):
-                data["text/plain"] = _without_addresses(data["text/plain"])
-        cell.outputs = _joined(cell.outputs)
-
-
-def _joined(outputs: list[Any]) -> list[Any]:
-    """Streams that arrived in pieces, as one; how they were cut is chance."""
-    joined: list[Any] = []
-    for output in outputs:
-        if joined and output.output_type == "stream" == joined[-1].output_type and output.name == joined[-1].name:
-            joined[-1].text += output.text
-        else:
-            joined.append(output)
-    return joined
-
-
-def _without_addresses(text: str) -> str:
-    return re.sub(r"\b0x[0-9a-f]{6,}\b", "0x…", text)
 
 
 def _why(error: Exception) -> str:

@@ -9,7 +9,8 @@ import nbformat
 from nbformat import NotebookNode
 
 from moe_course.exercises import Exercise
-from moe_course.notebooks.source import Lesson, exercise_of, regions, tags
+from moe_course.notebooks.regions import without_solutions
+from moe_course.notebooks.source import Lesson, exercise_of, tags
 
 KERNEL = {"display_name": "Python 3", "language": "python", "name": "python3"}
 NBGRADER = {"schema_version": 3, "task": False}
@@ -22,7 +23,7 @@ def student_notebook(lesson: Lesson, lessons: list[Lesson]) -> NotebookNode:
         lesson: the lesson.
         lessons: all lessons in order, for the links to its neighbours.
     """
-    return _notebook(lesson, lessons, _stubbed)
+    return _notebook(lesson, lessons, without_solutions)
 
 
 def solved_notebook(lesson: Lesson, lessons: list[Lesson]) -> NotebookNode:
@@ -92,16 +93,6 @@ def _given(cell: NotebookNode, cell_id: str) -> NotebookNode:
 
 def _metadata(**entries: Any) -> NotebookNode:
     return nbformat.from_dict(entries)
-
-
-def _stubbed(source: str) -> str:
-    """An exercise cell without its solutions."""
-    lines = source.splitlines()
-    for begin, stub, end in reversed(regions(source)):
-        indent = lines[begin][: len(lines[begin]) - len(lines[begin].lstrip())]
-        starter = [re.sub(r"^(\s*)# ?", r"\1", line) for line in lines[stub + 1 : end]]
-        lines[begin : end + 1] = starter or [f"{indent}raise NotImplementedError"]
-    return "\n".join(lines)
 
 
 def _id(source: str, used: dict[str, int]) -> str:

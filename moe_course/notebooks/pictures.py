@@ -10,60 +10,58 @@ from typing import Any
 from nbformat import NotebookNode
 
 from moe_course.notebooks.chromium import find_chromium
-from moe_course.notebooks.execute import PLOTLY
+from moe_course.notebooks.outputs import PLOTLY, figures
 
 PNG = "image/png"
 WIDTH, HEIGHT = 760, 420
-MAX_FIGURE_BYTES = 300_000
 
 
-def figures(notebook: NotebookNode) -> list[dict[str, Any]]:
-    """The data bundles of the notebook's outputs that hold a figure."""
-    return [
-        output.data
-        for cell in notebook.cells
-        if cell.cell_type == "code"
-        for output in cell.outputs
-        if PLOTLY in output.get("data", {})
-    ]
+class PicturesError(Exception):
+    """Why no pictures can be drawn here."""
 
 
-def too_large(notebook: NotebookNode) -> str | None:
-    """What to do about a figure that would bloat the notebook, or None."""
-    for bundle in figures(notebook):
-        size = len(json.dumps(bundle[PLOTLY]))
-        if size > MAX_FIGURE_BYTES:
-            title = bundle.get("text/plain", "a figure")
-            return f"{title} takes {size // 1000} kB, over {MAX_FIGURE_BYTES // 1000}; give it fewer points or frames"
-    return None
-
-
-def add_pictures(notebooks: list[NotebookNode], before: list[NotebookNode]) -> bool:
+def add_pictures(notebooks: list[NotebookNode], before: list[NotebookNode]) -> str:
     """Put a PNG beside each figure, in place; figures drawn before keep theirs, byte for byte.
 
     Returns:
-        Whether all are there: False where pictures were needed and there is no browser to draw them.
+        Why some figures have none; empty if all have one.
     """
     known = {_key(bundle): bundle[PNG] for notebook in before for bundle in figures(notebook) if PNG in bundle}
     wanted = [bundle for notebook in notebooks for bundle in figures(notebook)]
     missing = {_key(bundle): bundle[PLOTLY] for bundle in wanted if _key(bundle) not in known}
-    browser = find_chromium()
-    if missing and browser:
-        known |= _draw(missing, browser)
+    reason = ""
+    if missing:
+        try:
+            known |= _draw(missing)
+        except PicturesError as error:
+            reason = str(error)
     for bundle in wanted:
         if _key(bundle) in known:
             bundle[PNG] = known[_key(bundle)]
-    return not missing or browser is not None
+    return reason
 
 
 def _key(bundle: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(bundle[PLOTLY], sort_keys=True).encode()).hexdigest()
 
 
-def _draw(wanted: dict[str, Any], browser: str) -> dict[str, str]:
+def _draw(wanted: dict[str, Any]) -> dict[str, str]:
     """PNGs, base64, by key: one page of one browser draws them all with plotly's own script."""
+    browser = find_chromium()
+    if browser is None:
+        raise PicturesError("no Chromium, Chrome or Edge was found")
+    try:
+        from playwright.sync_api import Error, sync_playwright
+    except ImportError:
+        raise PicturesError("playwright is not installed; `make setup-dev` installs it") from None
+    try:
+        return _draw_with(browser, sync_playwright, wanted)
+    except Error as error:
+        raise PicturesError(f"{browser} did not draw them: {error.message.splitlines()[0]}") from None
+
+
+def _draw_with(browser: str, sync_playwright: Any, wanted: dict[str, Any]) -> dict[str, str]:
     import plotly
-    from playwright.sync_api import sync_playwright
 
     script = Path(plotly.__file__).parent / "package_data" / "plotly.min.js"
     drawn: dict[str, str] = {}

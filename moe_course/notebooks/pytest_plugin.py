@@ -1,5 +1,41 @@
-"""An early pytest plugin (`-p moe_course.notebooks.pytest_plugin`): keeps two seconds out of every run with nbval.
+"""A pytest plugin for nbval over the notebooks of a course: `pytest -p moe_course.notebooks.pytest_plugin --nbval-lax`.
 
-Importing it imports `moe_course`, which blocks the slow optional import of jsonschema before nbval loads that.
-A conftest is read too late.
+Named with `-p`, it is imported before nbval, and importing it imports `moe_course`, which keeps the slow optional
+import of jsonschema, two seconds, out of the run. A conftest is read too late.
+
+It also closes two gaps that nbval leaves open:
+- a cell whose output is to be compared passes silently where it was never run;
+- what a check says is stored in solved notebooks only, so in an unsolved lesson nothing would be compared.
 """
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from moe_course.notebooks.verdicts import read_verdicts
+
+UNSOLVED = "lessons"  # the folder of notebooks without outputs, whose exercises nobody has attempted
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item: pytest.Item) -> Iterator[None]:
+    """After a notebook's cell has run, ask of it what nbval does not."""
+    yield
+    fault = _fault(item) if hasattr(item, "cell") else None
+    if fault:
+        item.raise_cell_error(fault, "")  # type: ignore[attr-defined]  # how nbval reports a cell
+
+
+def _fault(item: Any) -> str | None:
+    unsolved = item.path.parent.name == UNSOLVED
+    if item.options["check"] and item.cell.execution_count is None and not unsolved:
+        return "This cell's output is to be compared, but it was never run; use `moe-course build`"
+    wanted = "not attempted" if unsolved else "passed"
+    ran = {"metadata": item.cell.metadata, "outputs": item.test_outputs}
+    for verdict in read_verdicts({"cells": [ran]}):
+        if verdict.status != wanted:
+            return (
+                f"Check of {verdict.exercise} says {verdict.status!r} where it must say {wanted!r}: {verdict.message}"
+            )
+    return None

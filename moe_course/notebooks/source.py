@@ -7,15 +7,8 @@ fields are those of `Lesson`. Cells carry their role on their first line:
     # %% exercise="02.route"         one function or class, solved; the task stands in the markdown cell above it
     # %% check="02.route"            right below: route = check(route)
 
-In an exercise cell the solution stands between two comments, and the builder puts `raise NotImplementedError` in
-its place. Lines after an optional `### STUB`, each behind a `# `, are what the student gets instead:
-
-        ### BEGIN SOLUTION
-        return x @ weight.T
-        ### STUB
-        # scores = ...
-        # raise NotImplementedError
-        ### END SOLUTION
+In an exercise cell the solution stands between two comments; `regions.py` says how. `rules.py` holds the rules that
+cells obey.
 """
 
 from dataclasses import dataclass, fields
@@ -27,12 +20,11 @@ import yaml
 from nbformat import NotebookNode
 
 from moe_course.exercises import Exercise, by_id
-
-BEGIN, STUB, END = "### BEGIN SOLUTION", "### STUB", "### END SOLUTION"
+from moe_course.notebooks.rules import cell_faults
 
 
 class SourceError(ValueError):
-    """A fault in a lesson's source: file, cell and remedy."""
+    """Faults in a lesson's source, one a line: file, line, what is wrong and what to do."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +63,7 @@ def read_lessons(solutions: Path) -> list[Lesson]:
     """All lessons of a folder of sources, in order.
 
     Raises:
-        SourceError: the first fault found.
+        SourceError: a lesson has faults.
     """
     return [read_lesson(path) for path in sorted(solutions.glob("[0-9][0-9]_*.py"))]
 
@@ -80,12 +72,18 @@ def read_lesson(path: Path) -> Lesson:
     """One lesson.
 
     Raises:
-        SourceError: the file is no lesson.
+        SourceError: all faults of its cells, or the first of its header.
     """
     text = path.read_text(encoding="utf-8")
+    header = _header(path, text)
     notebook = jupytext.reads(text, fmt="py:percent")
-    lesson = Lesson(path, _header(path, text), notebook.cells, text)
-    _check_cells(lesson)
+    for cell in notebook.cells:
+        cell.metadata.pop("lines_to_next_cell", None)  # jupytext's own note, for writing the script again
+    lesson = Lesson(path, header, notebook.cells, text)
+    faults = cell_faults(lesson.cells, lesson.number)
+    if faults:
+        lines = _first_lines(path, text, len(lesson.cells))
+        raise SourceError("\n".join(f"{path.name}:{lines[index]}: {fault}" for index, fault in faults))
     return lesson
 
 
@@ -96,6 +94,17 @@ def exercise_of(cell: NotebookNode) -> Exercise | None:
 
 def tags(cell: NotebookNode) -> list[str]:
     return cell.metadata.get("tags", [])
+
+
+def _first_lines(path: Path, text: str, cells: int) -> list[int]:
+    """Where in the file each cell starts."""
+    lines = [number for number, line in enumerate(text.splitlines(), 1) if line.startswith("# %%")]
+    if len(lines) != cells:
+        raise SourceError(
+            f"{path.name}: {len(lines)} lines start with `# %%`, but there are {cells} cells; "
+            "start the first cell with `# %%` and keep `# %%` out of strings"
+        )
+    return lines
 
 
 def _header(path: Path, text: str) -> Header:
@@ -120,64 +129,3 @@ def _header(path: Path, text: str) -> Header:
     if about["difficulty"] not in (1, 2, 3):
         raise SourceError(f"{path.name}: `difficulty` is {about['difficulty']}; choose 1, 2 or 3")
     return Header(**about)
-
-
-def _check_cells(lesson: Lesson) -> None:
-    seen: set[str] = set()
-    parameters = 0
-    for index, cell in enumerate(lesson.cells):
-
-        def fault(message: str, cell: NotebookNode = cell) -> SourceError:
-            first = next((line for line in cell.source.splitlines() if line.strip()), "")
-            return SourceError(f"{lesson.path.name}, cell starting `{first[:60]}`: {message}")
-
-        parameters += "parameters" in tags(cell)
-        before = lesson.cells[index - 1] if index else None
-        after = lesson.cells[index + 1] if index + 1 < len(lesson.cells) else None
-        if name := cell.metadata.get("exercise"):
-            exercise = by_id(name)
-            if exercise is None:
-                raise fault(f"there is no exercise {name!r}; add it to moe_course/exercises/lesson_{lesson.number}")
-            if name in seen:
-                raise fault(f"exercise {name!r} stands twice; keep one")
-            if not name.startswith(lesson.number):
-                raise fault(f"exercise {name!r} belongs to lesson {name[:2]}")
-            if before is None or before.cell_type != "markdown":
-                raise fault("the cell above an exercise states its task in markdown; add one")
-            if after is None or after.metadata.get("check") != name:
-                raise fault(f'the next cell must be its check: `# %% check="{name}"`')
-            regions(cell.source, fault)
-            seen.add(name)
-        elif name := cell.metadata.get("check"):
-            if before is None or before.metadata.get("exercise") != name:
-                raise fault(f'the cell above must be its exercise: `# %% exercise="{name}"`')
-            entry = name.split(".", 1)[1]
-            if cell.source.strip() != f"{entry} = check({entry})":
-                raise fault(f"a check cell holds just `{entry} = check({entry})`")
-        elif BEGIN in cell.source or END in cell.source:
-            raise fault('a solution outside an exercise; give the cell its id: `# %% exercise="NN.name"`')
-    if parameters != 1:
-        raise SourceError(f'{lesson.path.name}: {parameters} cells are tagged "parameters"; there must be exactly one')
-
-
-def regions(source: str, fault: Any = SourceError) -> list[tuple[int, int, int]]:
-    """The solutions in an exercise cell, as line numbers of BEGIN, STUB (or END where there is none) and END."""
-    found, begin, stub = [], None, None
-    for number, line in enumerate(source.splitlines()):
-        mark = line.strip()
-        if mark == BEGIN:
-            if begin is not None:
-                raise fault(f"`{BEGIN}` stands twice without `{END}` between")
-            begin, stub = number, None
-        elif mark == STUB and begin is not None:
-            stub = number
-        elif mark == END:
-            if begin is None:
-                raise fault(f"`{END}` without `{BEGIN}` above it")
-            found.append((begin, number if stub is None else stub, number))
-            begin = None
-    if begin is not None:
-        raise fault(f"`{BEGIN}` without `{END}` below it; add one at the same indentation")
-    if not found:
-        raise fault(f"an exercise without a solution; put it between `{BEGIN}` and `{END}`")
-    return found

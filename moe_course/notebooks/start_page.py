@@ -5,13 +5,16 @@ cannot be read gets a row that says so; it never keeps the page from opening.
 """
 
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 from typing import Any
 
+from moe_course.notebooks.verdicts import read_verdicts
+
 START_PAGE = "start.ipynb"
-MUTED = "opacity: 0.75"
+COLUMNS = {"Lesson": "64%", "Minutes": "10%", "Difficulty": "11%", "Your progress": "15%"}
+LEFT = "text-align: left; vertical-align: top; padding: 10px 12px"
 
 
 @dataclass(frozen=True)
@@ -22,16 +25,16 @@ class Lesson:
     title: str
     promise: str = ""
     objectives: tuple[str, ...] = ()
-    minutes: int | None = None
-    difficulty: int | None = None
-    exercises: tuple[str, ...] = ()
-    solved: frozenset[str] = field(default_factory=frozenset)
+    minutes: int = 0
+    difficulty: int = 0
+    exercises: int = 0
+    solved: int = 0
     problem: str = ""
 
     @property
     def is_done(self) -> bool:
         """Whether every exercise is solved."""
-        return bool(self.exercises) and len(self.solved) == len(self.exercises)
+        return 0 < self.exercises == self.solved
 
 
 def write_start_page(folder: Path) -> Path:
@@ -74,16 +77,16 @@ def _read_lesson(path: Path) -> Lesson:
     try:
         notebook = json.loads(path.read_text(encoding="utf-8"))
         about = notebook["metadata"]["moe_course"]
-        exercises, solved = _verdicts(notebook)
+        verdicts = read_verdicts(notebook)
         return Lesson(
             file=path.name,
             title=str(about["title"]),
-            promise=str(about.get("promise", "")),
-            objectives=tuple(map(str, about.get("objectives", ()))),
-            minutes=about.get("minutes"),
-            difficulty=about.get("difficulty"),
-            exercises=exercises,
-            solved=solved,
+            promise=str(about["promise"]),
+            objectives=tuple(map(str, about["objectives"])),
+            minutes=int(about["minutes"]),
+            difficulty=int(about["difficulty"]),
+            exercises=len(verdicts),
+            solved=sum(verdict.status == "passed" for verdict in verdicts),
         )
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         return Lesson(path.name, path.stem, problem=f"{type(error).__name__}: {error}")
@@ -95,37 +98,30 @@ def table(lessons: list[Lesson]) -> str:
         return "<p>There is no lesson in this folder. Run <code>moe-course build</code> to write them.</p>"
     current = next((lesson for lesson in lessons if not lesson.is_done and not lesson.problem), None)
     rows = "".join(_row(lesson, lesson is current) for lesson in lessons)
-    head = "".join(
-        f'<th style="text-align: left; padding: 8px 14px">{name}</th>'
-        for name in ("Lesson", "Minutes", "Difficulty", "Your progress")
-    )
+    head = "".join(f'<th style="{LEFT}; width: {width}">{name}</th>' for name, width in COLUMNS.items())
     return f'<table style="width: 100%; font-size: 14px"><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>'
 
 
 def _row(lesson: Lesson, is_current: bool) -> str:
     number = lesson.file.split("_")[0]
-    title = f'<a href="{escape(lesson.file)}" style="font-size: 16px"><b>{number} · {escape(lesson.title)}</b></a>'
+    link = f'<a href="{escape(lesson.file)}" style="font-size: 16px"><b>{number} · {escape(lesson.title)}</b></a>'
     if lesson.problem:
-        about = f"This notebook cannot be read ({escape(lesson.problem)}). Restore it with git or open it to look."
-        cells = [f'{title}<br><span style="{MUTED}">{about}</span>', "–", "–", "–"]
-    else:
-        objectives = "".join(f"<li>{escape(each)}</li>" for each in lesson.objectives)
-        details = (
-            f"<details{' open' if is_current else ''}><summary>What you will be able to do</summary>"
-            f"<ul>{objectives}</ul></details>"
-        )
-        cells = [
-            f"{title}<br>{escape(lesson.promise)}{details if objectives else ''}",
-            str(lesson.minutes or "–"),
-            _dots(lesson.difficulty or 0, 3),
-            f"{_dots(len(lesson.solved), len(lesson.exercises))}<br>{_count(lesson)}",
-        ]
-    return "<tr>" + "".join(_cell(cell, first=i == 0) for i, cell in enumerate(cells)) + "</tr>"
+        about = f"This notebook cannot be read ({escape(lesson.problem)}). "
+        about += f"<code>git checkout {escape(lesson.file)}</code> restores it as it came, without your answers."
+        return _cells(f"{link}<br>{about}", "–", "–", "–")
+    objectives = "".join(f"<li>{escape(each)}</li>" for each in lesson.objectives)
+    opened = " open" if is_current else ""
+    details = f"<details{opened}><summary>What you will be able to do</summary><ul>{objectives}</ul></details>"
+    return _cells(
+        f"{link}<br>{escape(lesson.promise)}{details}",
+        str(lesson.minutes),
+        _dots(lesson.difficulty, 3),
+        f"{_dots(lesson.solved, lesson.exercises)}<br>{_count(lesson)}",
+    )
 
 
-def _cell(content: str, first: bool) -> str:
-    width = "" if first else "; white-space: nowrap"
-    return f'<td style="text-align: left; vertical-align: top; padding: 10px 14px{width}">{content}</td>'
+def _cells(*contents: str) -> str:
+    return "<tr>" + "".join(f'<td style="{LEFT}">{content}</td>' for content in contents) + "</tr>"
 
 
 def _dots(filled: int, total: int) -> str:
@@ -133,22 +129,8 @@ def _dots(filled: int, total: int) -> str:
 
 
 def _count(lesson: Lesson) -> str:
-    if not lesson.exercises:
-        return "no exercises"
-    return f"{len(lesson.solved)} of {len(lesson.exercises)}" + (" · done" if lesson.is_done else "")
-
-
-def _verdicts(notebook: dict[str, Any]) -> tuple[tuple[str, ...], frozenset[str]]:
-    """The ids of the notebook's exercises, and of those that its saved outputs say passed."""
-    exercises, solved = [], set()
-    for cell in notebook["cells"]:
-        for output in cell.get("outputs", ()):
-            verdict = output.get("metadata", {}).get("moe_course", {})
-            if "exercise" in verdict:
-                exercises.append(verdict["exercise"])
-                if verdict["status"] == "passed":
-                    solved.add(verdict["exercise"])
-    return tuple(dict.fromkeys(exercises)), frozenset(solved)
+    done = " · done" if lesson.is_done else ""
+    return f"{lesson.solved} of {lesson.exercises}{done}" if lesson.exercises else "no exercises"
 
 
 def _markdown(source: str) -> dict[str, Any]:

@@ -50,7 +50,7 @@ def train(
         learning_rate: AdamW's largest rate.
         points: how many times to evaluate, at equal distances, the last after the last step.
     """
-    optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, fused=True)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda done: _rise_and_fall((done + 1) / steps))
     measured_at = {round(steps * (point + 1) / points) for point in range(points)}
     curve = Curve()

@@ -222,6 +222,24 @@ ROUTE = Exercise(
             _weighing(lambda kept, renormalize: kept / kept.sum(0, keepdim=True) if renormalize else kept),
         ),
         Misconception(
+            "keepdim-forgotten",
+            "`sum(dim=-1)` gives a row of T sums, which is laid along the K weights, not beside the T tokens. Keep it "
+            "a column with `keepdim=True`.",
+            _weighing(lambda kept, renormalize: kept / kept.sum(-1) if renormalize else kept),
+        ),
+        Misconception(
+            "weights-and-ids-swapped",
+            "You return the ids first. `topk` gives (values, indices), and the exercise asks for the same order: "
+            "weights, then expert ids.",
+            lambda logits, top_k, score, renormalize: route(logits, top_k, score, renormalize)[::-1],
+        ),
+        Misconception(
+            "weights-left-in-float32",
+            "The numbers are right, but scores in float32 made the weights float32 too. Give them back in the dtype of "
+            "the logits, or every tensor they meet in a bfloat16 model is promoted.",
+            lambda logits, top_k, score, renormalize: route(logits.float(), top_k, score, renormalize),
+        ),
+        Misconception(
             "ids-sorted-without-weights",
             "Weights and ids no longer belong together: one was sorted and the other not. Position k of a row must "
             "name an expert and that expert's own weight.",

@@ -58,10 +58,16 @@ ROUTER_LOGITS = Exercise(
     ),
     misconceptions=(
         Misconception(
+            "not-transposed",
+            "You multiplied by the weight as it is. It is (E, D), so the shapes fit only where E = D, and there the "
+            "numbers are wrong: a logit is the dot product of a token with one expert's row. Transpose the weight.",
+            lambda x, weight: x @ weight,
+        ),
+        Misconception(
             "reshape-is-not-transpose",
             "Your weight has a shape that fits but its numbers are in the wrong places: `reshape` and `view` refill "
-            "them row by row, and where E = D an untransposed weight fits as well. A logit is the dot product of a "
-            "token with one expert's row, so the weight has to be transposed.",
+            "them row by row. A logit is the dot product of a token with one expert's row, so the weight has to be "
+            "transposed.",
             lambda x, weight: x @ weight.reshape(weight.shape[1], weight.shape[0]),
         ),
         Misconception(

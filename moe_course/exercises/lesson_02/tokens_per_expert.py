@@ -77,6 +77,14 @@ TOKENS_PER_EXPERT = Exercise(
             lambda expert_ids, num_experts: torch.bincount(expert_ids[:, 0], minlength=num_experts),
         ),
         Misconception(
+            "repeated-index-adds-once",
+            "`counts[expert_ids] += 1` adds 1 to each expert that occurs, however often it occurs: with repeated "
+            "indices the last write wins. Use `bincount`, or `index_add_`, which sums.",
+            lambda expert_ids, num_experts: torch.zeros(num_experts, dtype=torch.int64).index_fill(
+                0, expert_ids.flatten(), 1
+            ),
+        ),
+        Misconception(
             "fractions-not-counts",
             "You returned fractions of the load. Counts are whole numbers that sum to T·K, and fractions of an "
             "empty batch would be 0/0.",
