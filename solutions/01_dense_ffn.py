@@ -267,7 +267,7 @@ print(f"all 32:  {all_ffns / 1e9:.2f} of {total / 1e9:.2f} billion, {all_ffns / 
 # %% [markdown]
 # **What just happened.** The FFNs hold 78 % of the parameters, and about as much of the work, until the context gets
 # long: then the attention scores take over, since they grow with every token attended to. Mistral 7B caps them with
-# a window of 4 096 tokens.
+# a window of 4096 tokens.
 #
 # The embedding is the odd one out. It is stored, but a look-up costs no FLOPs. Keep it in mind for section 5.
 #
@@ -490,7 +490,7 @@ def one_layer(num_experts: int, top_k: int, d_ff: int, activation: str):
     """Budgets of an MoE layer with d_model 4096 and of two dense FFNs."""
     if top_k > num_experts:
         raise ValueError(f"top_k={top_k} is larger than num_experts={num_experts}; choose top_k ≤ E")
-    width = f"D = 4096, E = {num_experts}, K = {top_k}, F = {d_ff:,}"
+    width = f"D = 4096, E = {num_experts}, K = {top_k}, F = {d_ff}"
     return figures.budgets(
         moe_cost(1, 4096, d_ff, num_experts, top_k, 0, activation),
         same_flops=ffn_cost(1, 4096, top_k * d_ff, activation),
@@ -558,7 +558,7 @@ time_ratio = [seconds[E] / seconds["dense"] for E in expert_counts]
 
 # %%
 print("layer           memory                time for 4096 tokens")
-print(f"dense FFN     {megabytes(dense):5.1f} MB {'1.0 ×':>11} {1e3 * seconds['dense']:12.1f} ms {'1.00 ×':>8}")
+print(f"dense FFN     {megabytes(dense):5.1f} MB {1e3 * seconds['dense']:24.1f} ms")
 for E, more_memory, more_time in zip(expert_counts, memory_ratio, time_ratio, strict=True):
     memory = f"{megabytes(layers[E]):5.1f} MB {more_memory:9.1f} ×"
     print(f"MoE, E = {E:<4} {memory} {1e3 * seconds[E]:12.1f} ms {more_time:6.2f} ×")
@@ -597,7 +597,7 @@ for name in ("mixtral-8x7b", "olmoe-1b-7b", "deepseek-v3"):
 show(figures.experts_touched(batches, share))
 
 # %% [markdown]
-# Four requests at once, and Mixtral needs two thirds of its experts in every layer; sixteen, and it needs all. **An
+# Four texts at once, and Mixtral needs two thirds of its experts in every layer; sixteen, and it needs nearly all. **An
 # MoE saves compute, not memory.** (Real routers do not choose evenly, so real counts are somewhat lower.)
 #
 # ## 5. Count the published models

@@ -1,7 +1,7 @@
 """`moe-course check`: how far a learner is, from the terminal."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -65,7 +65,8 @@ def _show(path: Path, saved: bool, console: "Console") -> bool:
     if not saved:
         with console.status(f"Running {path.name}"):
             try:
-                execute(notebook, path.parent.absolute(), path.name)
+                execute(notebook, path.parent.absolute(), path.name, past_errors=True)
+                stopped = _first_error(notebook)
             except ExecutionError as error:
                 stopped = str(error)
     table = Table(title=path.name, title_justify="left", title_style="bold")
@@ -82,8 +83,19 @@ def _show(path: Path, saved: bool, console: "Console") -> bool:
     else:
         console.print(f"{path.name} holds no exercises; open a lesson from the folder lessons/.")
     if stopped:
-        console.print(f"The notebook did not run to its end. {stopped}", style="red", markup=False)
+        console.print(f"Not all cells ran. {stopped}", style="red", markup=False)
     return bool(verdicts) and not stopped and all(verdict.status == "passed" for verdict in verdicts)
+
+
+def _first_error(notebook: Any) -> str:
+    """The first cell that raised, and what."""
+    from moe_course.notebooks.execute import cell_name
+
+    for index, cell in enumerate(notebook.cells):
+        for output in cell.get("outputs", ()):
+            if output.output_type == "error":
+                return f"{cell_name(notebook, index)}: {output.ename}: {output.evalue}"
+    return ""
 
 
 def _first_line(error: Exception) -> str:

@@ -83,8 +83,8 @@ def _draw_regions(figure: go.Figure, x: Tensor, weight: Tensor, col: int, with_c
         colour = expert_colour(e, num_experts)
         tokens = x[chosen == e]
         figure.add_scatter(
-            x=_rounded(tokens[:, 0]) or [None],  # a trace without points would vanish from the legend
-            y=_rounded(tokens[:, 1]) or [None],
+            x=_rounded(tokens[:, 0]) or (None,),  # a trace without points would vanish from the legend
+            y=_rounded(tokens[:, 1]) or (None,),
             mode="markers",
             marker={"size": 5, "color": colour},
             name=f"expert {e}: {counts[e]} tokens" if with_counts else f"expert {e}",

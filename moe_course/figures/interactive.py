@@ -20,7 +20,7 @@ CONFIG = {"displaylogo": False, "responsive": True}
 KNOB_WIDTH = "min(100%, 30em)"
 
 # ipywidgets puts the label above a row of buttons, out of line with the labels of sliders.
-STYLE = "<style>.moe-buttons { flex-wrap: nowrap; height: auto } .moe-buttons > label { flex: none }</style>"
+STYLE = "<style>.moe-buttons { display: flex; align-items: center } .moe-buttons > label { flex: none }</style>"
 
 # A FigureWidget first draws before it is in the page, 700 pixels wide, and then listens to the window alone, which
 # does not tell it of a side bar that opens. This empty element tells it of each change of its own width.
@@ -78,12 +78,11 @@ def build_panel(make: Callable[..., go.Figure], **controls: Any) -> tuple[Any, g
 
     def redraw(_change: Any) -> None:
         try:
-            new = make(**_values(knobs))
+            update_in_place(figure, make(**_values(knobs)))
         except Exception as error:
             message.value, message.layout.display = _error_html(error), "flex"
             return
         message.value, message.layout.display = "", "none"
-        update_in_place(figure, new)
 
     for knob in knobs.values():
         knob.observe(redraw, names="value")

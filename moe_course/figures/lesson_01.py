@@ -57,8 +57,8 @@ def shares(name: str, parameters: Mapping[str, int], flops: Mapping[str, int], c
     }
     figure = go.Figure(
         layout={
-            "title": f"{name}: most of it is FFN<br><sup>a token with a context of {context:,} tokens</sup>",
-            "xaxis_title": "share (%)",
+            "title": f"{name}: where parameters and FLOPs are<br><sup>a token that attends to {context} tokens</sup>",
+            "xaxis": {"title": {"text": "share (%)"}, "range": [0, 100]},
             "barmode": "stack",
             "height": 320,
             "legend": {"traceorder": "normal"},
@@ -78,7 +78,7 @@ def shares(name: str, parameters: Mapping[str, int], flops: Mapping[str, int], c
             text=[f"{value:.0f} %" if value >= 6 else "" for value in share],
             textposition="inside",
             insidetextanchor="middle",
-            textfont_color="white",
+            textfont_color="#111111",
             hovertemplate="%{x:.1f} %",
         )
     return figure
@@ -186,7 +186,7 @@ def budgets(
     work = [flops / 1e9, same_flops[1] / 1e9, same_size[1] / 1e9]
     figure.add_bar(x=names, y=work, name="FLOPs", marker_color=BLUE, row=1, col=2)
     figure.update_layout(
-        title=f"{title}<br><sup>{total / 1e6:,.0f} M parameters to store, {active / 1e6:,.0f} M used by a token: "
+        title=f"{title}<br><sup>{total / 1e6:.0f} M parameters to store, {active / 1e6:.0f} M used by a token: "
         f"{total / active:.1f} times as many</sup>",
         barmode="stack",
         height=440,
@@ -215,7 +215,11 @@ def memory_and_time(num_experts: Sequence[int], memory: Sequence[float], seconds
                 "type": "log",
                 "tickvals": list(num_experts),
             },
-            "yaxis": {"title": {"text": "multiple of the dense FFN (×)"}, "type": "log", "dtick": "D2"},
+            "yaxis": {
+                "title": {"text": "multiple of the dense FFN (×)"},
+                "type": "log",
+                "tickvals": [1, 2, 4, 8, 16, 32],
+            },
         }
     )
     curves = (
@@ -267,7 +271,11 @@ def published(models: Mapping[str, tuple[int, int]]) -> go.Figure:
     figure = go.Figure(
         layout={
             "title": "What a token uses, and what must be stored",
-            "xaxis": {"title": {"text": "active parameters (billions)"}, "type": "log", "dtick": "D2"},
+            "xaxis": {
+                "title": {"text": "active parameters (billions)"},
+                "type": "log",
+                "tickvals": [1, 2, 5, 10, 20, 50],
+            },
             "yaxis": {"title": {"text": "total parameters (billions)"}, "type": "log", "dtick": 1},
             "height": 480,
             "showlegend": False,

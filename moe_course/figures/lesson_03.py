@@ -1,6 +1,7 @@
 """Figures of lesson 03, the expert layer: tokens on their way to experts, one-hot tensors, cost and training."""
 
-from collections.abc import Mapping, Sequence
+import itertools
+from collections.abc import Callable, Mapping, Sequence
 
 import plotly.graph_objects as go
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor
 from moe_course.figures.style import BLUE, FAINT, GREEN, GREY, INK, ORANGE, PALETTE, expert_colour
 
 SYMBOLS = ("circle", "square", "diamond", "triangle-up", "x", "star")
+LABEL_HEIGHT = 17  # pixels between the nodes of a flow diagram, so that their names never overlap
 DASHES = ("solid", "dash", "dot", "dashdot", "longdash")
 
 
@@ -22,30 +24,24 @@ def there_and_back(expert_ids: Tensor, expert_weights: Tensor, num_experts: int)
         num_experts: number of experts E.
     """
     num_tokens, top_k = expert_ids.shape
-    links = []
-    for t in range(num_tokens):
-        for e, weight in zip(expert_ids[t].tolist(), expert_weights[t].tolist(), strict=True):
-            links.append((t, num_tokens + e, 1 / top_k, e, f"token {t} goes to expert {e}"))
-            back = num_tokens + num_experts + t
-            links.append((num_tokens + e, back, weight, e, f"{weight:.2f} of expert {e} in the output of token {t}"))
-    tokens, outputs = ([f"{word} {t}" for t in range(num_tokens)] for word in ("token", "out"))
-    figure = go.Figure(
-        go.Sankey(
-            arrangement="snap",
-            node={
-                "label": [*tokens, *(f"expert {e}" for e in range(num_experts)), *outputs],
-                "color": [*[GREY] * num_tokens, *_colours(num_experts), *[GREY] * num_tokens],
-                "pad": 14,
-                "thickness": 14,
-                "hovertemplate": "%{label}<extra></extra>",
-            },
-            link=_links(links, num_experts),
-        )
+    there = torch.zeros(num_tokens, num_experts).scatter(1, expert_ids, 1 / top_k)
+    back = torch.zeros(num_tokens, num_experts).scatter(1, expert_ids, expert_weights)
+    plot_height = 38 * num_tokens
+    sankey, labels = _sankey(
+        [[f"token {t}" for t in range(num_tokens)], _names(num_experts), [f"output {t}" for t in range(num_tokens)]],
+        [there, back.T],
+        [
+            lambda t, e: f"token {t} goes to expert {e}",
+            lambda e, t: f"{back[t, e]:.2f} of expert {e} in the output of token {t}",
+        ],
+        plot_height,
     )
+    figure = go.Figure(sankey)
     figure.update_layout(
-        title=f"Dispatch {num_tokens} tokens to {top_k} experts each, combine {top_k} outputs each",
-        height=120 + 38 * num_tokens,
-        margin={"l": 12, "r": 12, "t": 64, "b": 16},
+        title=f"Dispatch: each token to {top_k} experts. Combine: {top_k} outputs back to each token",
+        annotations=labels,
+        height=plot_height + 100,
+        margin={"l": 48, "r": 48, "t": 76, "b": 24},
     )
     return figure
 
@@ -67,10 +63,15 @@ def flow_and_waste(expert_ids: Tensor, num_experts: int) -> go.Figure:
         "one-hot slots": num_experts * busiest,
         "every expert on<br>every token": num_experts * num_tokens,
     }
-    figure = make_subplots(
-        cols=2, specs=[[{"type": "domain"}, {"type": "xy"}]], column_widths=[0.55, 0.45], horizontal_spacing=0.16
+    plot_height = 360
+    sankey, labels = _sankey(
+        [names[:top_k], [f"expert {e}: {load}" for e, load in enumerate(loads.tolist())]],
+        [flows],
+        [lambda k, e: f"{flows[k, e]} of the {names[k]} go to expert {e}"],
+        plot_height,
+        width=0.36,
     )
-    figure.add_trace(_sankey(names[:top_k], flows), row=1, col=1)
+    figure = go.Figure(sankey)
     for name, widths, colour in (
         ("asked for", [useful] * len(rows), BLUE),
         ("wasted", [total - useful for total in rows.values()], ORANGE),
@@ -82,23 +83,24 @@ def flow_and_waste(expert_ids: Tensor, num_experts: int) -> go.Figure:
             name=name,
             marker={"color": colour, "pattern": {"shape": "/" if name == "wasted" else ""}},
             hovertemplate=f"{name}: %{{x}} rows<extra></extra>",
-            row=1,
-            col=2,
         )
     totals = [f" {total:,} rows, ×{total / useful:.1f}".replace(",", " ") for total in rows.values()]
     figure.add_scatter(
         y=list(rows), x=list(rows.values()), mode="text", text=totals, textposition="middle right", showlegend=False,
-        textfont={"size": 13, "color": INK}, hoverinfo="skip", cliponaxis=False, row=1, col=2,
+        textfont={"size": 13, "color": INK}, hoverinfo="skip", cliponaxis=False,
     )  # fmt: skip
     figure.update_layout(
         title=f"The busiest of {num_experts} experts has {busiest} of {useful} choices<br>"
-        f"<sup>an even share would be {useful / num_experts:.1f}; {idle} without a token (not drawn)</sup>",
+        f"<sup>an even share would be {useful / num_experts:.1f}; experts without a token: {idle}</sup>",
+        annotations=labels,
         barmode="stack",
-        height=430,
-        margin={"t": 90, "l": 16},
-        legend={"orientation": "h", "y": -0.2, "x": 0.6},
+        height=plot_height + 190,
+        margin={"l": 124, "t": 90, "b": 100},
+        legend={"orientation": "h", "y": -0.22, "x": 0.62, "traceorder": "normal"},
     )
-    figure.update_xaxes(title_text="rows through an expert", range=[0, 1.75 * max(rows.values())], nticks=5)
+    figure.update_xaxes(
+        title_text="rows through an expert", domain=[0.65, 1], range=[0, 1.9 * max(rows.values())], nticks=4
+    )
     figure.update_yaxes(autorange="reversed")
     return figure
 
@@ -111,8 +113,17 @@ def flow(sources: Sequence[str], flows: Tensor, title: str) -> go.Figure:
         flows: counts, (kinds, E).
         title: what to learn from the figure.
     """
-    figure = go.Figure(_sankey(sources, flows))
-    figure.update_layout(title=title, height=460, margin={"l": 12, "r": 12, "t": 80, "b": 16})
+    loads, num_experts, plot_height = flows.sum(0).tolist(), flows.shape[1], 340
+    sankey, labels = _sankey(
+        [list(sources), [f"expert {e}: {loads[e]}" for e in range(num_experts)]],
+        [flows],
+        [lambda s, e: f"{flows[s, e]} from {sources[s]} to expert {e}"],
+        plot_height,
+    )
+    figure = go.Figure(sankey)
+    figure.update_layout(
+        title=title, annotations=labels, height=plot_height + 100, margin={"l": 120, "r": 124, "t": 76, "b": 24}
+    )
     return figure
 
 
@@ -125,13 +136,11 @@ def slots(dispatch: Tensor) -> go.Figure:
     num_tokens, num_experts, capacity = dispatch.shape
     expert = torch.arange(num_experts)[:, None].expand(num_experts, capacity).flatten().tolist()
     taken = dispatch.flatten(1).tolist()
-    columns = [f"{e}.{slot}" for e in range(num_experts) for slot in range(capacity)]
     filled = [[e if value else None for e, value in zip(expert, row, strict=True)] for row in taken]
     steps = max(num_experts - 1, 1)
     figure = go.Figure(
         go.Heatmap(
             z=filled,
-            x=columns,
             y=[f"token {t}" for t in range(num_tokens)],
             colorscale=[[e / steps, colour] for e, colour in enumerate(_colours(num_experts))]
             if num_experts > 1
@@ -142,7 +151,9 @@ def slots(dispatch: Tensor) -> go.Figure:
             xgap=2,
             ygap=2,
             hoverongaps=False,
-            hovertemplate="%{y} sits in slot %{x}<extra></extra>",
+            customdata=[[f"slot {slot} of expert {e}" for e in range(num_experts) for slot in range(capacity)]]
+            * num_tokens,
+            hovertemplate="%{y} sits in %{customdata}<extra></extra>",
         )
     )
     for e in range(1, num_experts):
@@ -152,12 +163,12 @@ def slots(dispatch: Tensor) -> go.Figure:
         title=f"dispatch has {dispatch.numel()} entries, of which {share:.1%} are not zero",
         height=110 + 26 * num_tokens,
     )
-    middles = [columns[e * capacity + capacity // 2] for e in range(num_experts)]
     figure.update_xaxes(
         title_text=f"slots, {capacity} for each expert",
-        tickvals=middles,
-        ticktext=[f"expert {e}" for e in range(num_experts)],
+        tickvals=[(e + 0.5) * capacity - 0.5 for e in range(num_experts)],
+        ticktext=_names(num_experts),
         showgrid=False,
+        zeroline=False,
         ticks="",
     )
     figure.update_yaxes(autorange="reversed", showgrid=False, ticks="")
@@ -182,10 +193,10 @@ def cost(ratios: Mapping[str, Mapping[int, float]], subtitle: str) -> go.Figure:
             marker={"symbol": SYMBOLS[i % len(SYMBOLS)], "size": 10},
             hovertemplate=f"{name}<br>E = %{{x}}: %{{y:.1f}} dense FFNs<extra></extra>",
         )
-    figure.add_hline(
-        y=1, line={"color": INK, "dash": "dot"}, annotation={"text": "dense FFN", "font_size": 13, "x": 0.02}
-    )
     counts = list(next(iter(ratios.values())))
+    figure.add_scatter(
+        x=counts, y=[1] * len(counts), name="dense FFN", mode="lines", line={"color": INK, "width": 4}, hoverinfo="skip"
+    )
     figure.update_layout(
         title=f"The same active compute costs very different amounts<br><sup>{subtitle}</sup>", height=470, margin_t=90
     )
@@ -227,44 +238,91 @@ def training(steps: Mapping[str, Sequence[int]], losses: Mapping[str, Tensor]) -
     )
     figure.update_annotations(font_size=14)
     figure.update_xaxes(title_text="step", row=1, col=1)
-    figure.update_xaxes(showticklabels=False, ticks="", range=[-0.6, len(losses) - 0.4], showgrid=False, row=1, col=2)
+    figure.update_xaxes(
+        showticklabels=False, ticks="", range=[-0.6, len(losses) - 0.4], showgrid=False, zeroline=False, row=1, col=2
+    )
     figure.update_yaxes(title_text="loss (nats a character)", gridcolor=FAINT, row=1, col=1)
     return figure
 
 
-def _sankey(sources: Sequence[str], flows: Tensor) -> go.Sankey:
-    num_sources, num_experts = flows.shape
-    totals = flows.sum(0).tolist()
-    links = [
-        (s, num_sources + e, flows[s, e].item(), e, f"{flows[s, e].item()} from {sources[s]} to expert {e}")
-        for e in range(num_experts)
-        for s in range(num_sources)
-        if flows[s, e] > 0
-    ]
-    return go.Sankey(
-        arrangement="snap",
+def _sankey(
+    columns: Sequence[Sequence[str]],
+    flows: Sequence[Tensor],
+    hover: Sequence[Callable[[int, int], str]],
+    plot_height: int,
+    width: float = 1.0,
+) -> tuple[go.Sankey, list[dict]]:
+    """A flow diagram whose nodes keep their order, and the names of its nodes, which stand beside the flows.
+
+    Args:
+        columns: names of the nodes, column by column; the second column holds the experts.
+        flows: flows[c], (nodes in column c, nodes in column c + 1).
+        hover: hover[c](from, to), the text of a link.
+        plot_height: in pixels.
+        width: share of the figure's width, from the left.
+    """
+    num_experts, inside = len(columns[1]), len(columns) > 2
+    thickness = 70 if inside else 14
+    sizes = [flows[0].sum(1), flows[0].sum(0), *(flow.sum(0) for flow in flows[1:])]
+    middles = _middles([size.double() for size in sizes], LABEL_HEIGHT / plot_height)
+    first = [sum(len(column) for column in columns[:c]) for c in range(len(columns))]
+    source, target, value, colour, text = [], [], [], [], []
+    for c, flow in enumerate(flows):
+        tiny = 1e-6 * flow.sum().item()  # plotly would leave out a node without a link
+        for s, t in itertools.product(range(len(flow)), range(len(flow.T))):
+            if flow[s, t] > 0 or s == 0:
+                source.append(first[c] + s)
+                target.append(first[c + 1] + t)
+                value.append(max(flow[s, t].item(), tiny))
+                shade = _translucent(expert_colour(t if c == 0 else s, num_experts))
+                colour.append(shade if flow[s, t] > 0 else "rgba(0, 0, 0, 0)")
+                text.append(hover[c](s, t))
+    across = [0.001 + 0.998 * c / (len(columns) - 1) for c in range(len(columns))]
+    experts = _colours(num_experts)
+    sankey = go.Sankey(
+        arrangement="fixed",
+        domain={"x": [0, width]},
         node={
-            "label": [*sources, *(f"expert {e}: {total}" for e, total in enumerate(totals))],
-            "color": [*[GREY] * num_sources, *_colours(num_experts)],
-            "pad": 10,
-            "thickness": 14,
-            "hovertemplate": "%{label}<extra></extra>",
+            "label": [""] * sum(map(len, columns)),
+            "x": [x for x, column in zip(across, columns, strict=True) for _ in column],
+            "y": [y for column in middles for y in column],
+            "color": [experts[i] if c == 1 else GREY for c, column in enumerate(columns) for i in range(len(column))],
+            "pad": LABEL_HEIGHT,
+            "thickness": thickness,
+            "hoverinfo": "skip",
         },
-        link=_links(links, num_experts),
+        link={"source": source, "target": target, "value": value, "color": colour, "customdata": text}
+        | {"hovertemplate": "%{customdata}<extra></extra>"},
     )
+    # Two columns have their names outside; with three the middle ones have no outside, so nodes are wide enough.
+    if inside:
+        places = [("center", width * c / (len(columns) - 1), 0) for c in range(3)]
+    else:
+        places = [("right", 0.0, -12), ("left", width, 12)]
+    labels = [
+        {"text": name, "x": x, "y": 1 - y, "xanchor": anchor, "xshift": shift, "yanchor": "middle"}
+        | {"xref": "paper", "yref": "paper", "showarrow": False}
+        | {"font": {"size": 13, "color": "#111111" if inside else INK}}
+        for (anchor, x, shift), column, ys in zip(places, columns, middles, strict=True)
+        for name, y in zip(column, ys, strict=True)
+    ]
+    return sankey, labels
 
 
-def _links(links: Sequence[tuple[int, int, float, int, str]], num_experts: int) -> dict[str, list]:
-    """(from, to, width, expert, hover text) as plotly wants them; each link has its expert's colour."""
-    colours = [_translucent(expert_colour(link[3], num_experts)) for link in links]
-    return {
-        "source": [link[0] for link in links],
-        "target": [link[1] for link in links],
-        "value": [link[2] for link in links],
-        "color": colours,
-        "customdata": [link[4] for link in links],
-        "hovertemplate": "%{customdata}<extra></extra>",
-    }
+def _middles(sizes: Sequence[Tensor], pad: float) -> list[list[float]]:
+    """The middle of each node from the top, 0 to 1: nodes as high as plotly draws them, stacked in their order."""
+    scale = min((1 - (len(column) - 1) * pad) / column.sum().item() for column in sizes)
+    middles = []
+    for column in sizes:
+        heights = scale * column
+        top = (1 - heights.sum() - (len(column) - 1) * pad) / 2
+        bottoms = top + heights.cumsum(0) + pad * torch.arange(len(column))
+        middles.append((bottoms - heights / 2).clamp(0.001, 0.999).tolist())
+    return middles
+
+
+def _names(num_experts: int) -> list[str]:
+    return [f"expert {e}" for e in range(num_experts)]
 
 
 def _colours(num_experts: int) -> list[str]:

@@ -13,9 +13,9 @@ from moe_course.figures.interactive import _widget_bundle
 # ipywidgets gives a radio button's label one line and lets a longer one spill over.
 STYLE = """<style>
 .moe-quiz .widget-radio-box label { display: flex; flex-direction: row-reverse; justify-content: flex-end;
-  align-items: baseline; gap: 0.5em; height: auto; margin: 2px 0; line-height: 1.4; white-space: normal; }
-.moe-quiz .widget-radio-box input { flex: none; align-self: baseline; margin: 0; position: relative; top: 2px; }
-.moe-quiz .widget-radio, .moe-quiz .widget-radio-box { height: auto; max-width: 100%; }
+  align-items: flex-start; gap: 0.5em; height: auto; margin: 2px 0; line-height: 18px; white-space: normal; }
+.moe-quiz .widget-radio-box input { flex: none; align-self: flex-start; margin: 2.5px 0; top: 0; }
+.moe-quiz .widget-radio, .moe-quiz .widget-radio-box { height: auto; max-width: 100%; margin-bottom: 0; }
 </style>"""
 
 
@@ -74,7 +74,7 @@ def _question(number: int, question: Question) -> Any:
         value=None,
         layout={"width": "auto", "margin": "0 0 0 1.2em"},
     )
-    feedback = widgets.HTML(layout={"width": "auto", "margin": "0 0 1em 1.2em"})
+    feedback = widgets.HTML(layout={"width": "auto", "margin": "0 0 0.4em 1.2em"})
 
     def judge(change: Any) -> None:
         if change["new"] is not None:

@@ -110,20 +110,20 @@ def grouped_dispatch(
     experts = torch.arange(w_in.shape[0], device=x.device)
     # Expert e owns the rows from ends[e-1] to ends[e].
     ends = torch.searchsorted(ids, experts, right=True, out_int32=True)
-    h = activate(_grouped_mm(x[tokens], w_in.mT, ends), activation)
-    y = _grouped_mm(h, w_out.mT, ends) * expert_weights.flatten()[order, None]
-    return torch.zeros_like(x).index_add(0, tokens, y.to(x.dtype))
+    h = activate(grouped_mm(x.index_select(0, tokens), w_in.mT, ends), activation)
+    y = grouped_mm(h, w_out.mT, ends) * expert_weights.reshape(-1, 1).index_select(0, order)
+    return torch.zeros_like(x).index_add_(0, tokens, y.to(x.dtype))
 
 
-def _grouped_mm(
-    rows: Float[Tensor, "N D"], weights: Float[Tensor, "E D F"], ends: Tensor
-) -> Float[Tensor, "N F"]:
-    """Multiply each expert's rows with its own matrix, by `F.grouped_mm` where it can, else by one mm each.
+def grouped_mm(rows: Tensor, weights: Tensor, ends: Tensor) -> Tensor:
+    """Multiply each expert's rows (N, D) with its own matrix of `weights` (E, D, F) into (N, F).
 
-    `F.grouped_mm` wants row strides that are multiples of 16 bytes and knows no float64.
+    By `F.grouped_mm` where that can do it: it knows no float64 and wants rows, matrices and the start of each a
+    multiple of 16 bytes apart. Else by one mm for each expert.
     """
-    stride_bytes = [size * rows.element_size() for size in weights.shape[1:]]
-    if rows.dtype != torch.float64 and all(size % 16 == 0 for size in stride_bytes):
+    lengths = (*weights.shape[1:], weights.storage_offset())
+    aligned = all(length * weights.element_size() % 16 == 0 for length in lengths)
+    if aligned and rows.dtype != torch.float64 and (weights.is_contiguous() or weights.mT.is_contiguous()):
         return F.grouped_mm(rows, weights, offs=ends)
     sizes = ends.diff(prepend=ends.new_zeros(1)).tolist()
     return torch.cat([r @ w for r, w in zip(rows.split(sizes), weights.unbind(0), strict=True)])
@@ -151,3 +151,11 @@ def check_dispatch(
             f"x {tuple(x.shape)}, w_in {tuple(w_in.shape)}, w_out {tuple(w_out.shape)} do not fit together; "
             f"for {activation} pass x (T, D), w_in (E, {rows}, D) and w_out (E, D, F)"
         )
+    # On a GPU, looking at the ids would make the CPU wait for it.
+    if expert_ids.device.type == "cpu" and expert_ids.numel():
+        lowest, highest = (int(end) for end in expert_ids.aminmax())
+        if lowest < 0 or highest >= num_experts:
+            raise ValueError(
+                f"expert_ids run from {lowest} to {highest}, but w_in and w_out hold {num_experts} experts; "
+                f"pass ids from 0 to {num_experts - 1}"
+            )

@@ -107,13 +107,14 @@ def top_k_routing(
     """
     check_top_k(top_k, logits.shape[-1])
     scores = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    probs = scores.softmax(dim=-1) if check_score(score) == "softmax" else scores.sigmoid()
     # Both scores grow with the logit, so the logits choose: they still differ where scores have saturated.
-    expert_ids = scores.topk(top_k, dim=-1).indices
-    weights = probs.gather(-1, expert_ids)
-    if renormalize:
-        # Only sigmoids can all underflow to 0; the clamp turns 0/0 into 0.
-        weights = weights / weights.sum(dim=-1, keepdim=True).clamp_min(torch.finfo(weights.dtype).tiny)
+    top_scores, expert_ids = scores.topk(top_k, dim=-1)
+    if check_score(score) == "softmax":
+        probs, log_weights = scores.softmax(dim=-1), top_scores
+    else:
+        probs, log_weights = scores.sigmoid(), F.logsigmoid(top_scores)
+    # p / Σp is the softmax of log p (up to a constant): one step, and never 0/0 where all K scores underflow.
+    weights = log_weights.softmax(dim=-1) if renormalize else probs.gather(-1, expert_ids)
     return Routing(logits, probs, weights.to(logits.dtype), expert_ids)
 
 

@@ -26,7 +26,7 @@ def execute(
     on_cell: Callable[[int], None] = lambda index: None,
     past_errors: bool = False,
 ) -> None:
-    """Run every cell in place.
+    """Run every cell in place; outputs that it had are dropped first.
 
     Args:
         notebook: the notebook; gets outputs.
@@ -36,14 +36,17 @@ def execute(
         past_errors: run the cells after one that raises as well.
 
     Raises:
-        ExecutionError: a cell raised, ran too long, or the kernel died.
+        ExecutionError: a cell raised, ran too long, or the kernel died or did not start.
     """
     if sys.platform == "win32":
         asyncio.set_event_loop_policy(asyncio.WindowsSelectorEventLoopPolicy())
-    running = [0]
+    for cell in notebook.cells:
+        if cell.cell_type == "code":
+            cell.outputs, cell.execution_count = [], None
+    running: list[int] = []
 
     def start(cell: NotebookNode, cell_index: int) -> None:
-        running[0] = cell_index
+        running.append(cell_index)
         on_cell(cell_index)
 
     try:
@@ -59,9 +62,17 @@ def execute(
                 config=_transport(sockets),
             ).execute()
     except (CellExecutionError, CellTimeoutError, DeadKernelError) as error:
-        cell = notebook.cells[running[0]]
-        first = next((line for line in cell.source.splitlines() if line.strip()), "")
-        raise ExecutionError(f"{name}, cell {running[0]} (`{first[:60]}`): {_why(error)}") from None
+        raise ExecutionError(f"{name}, {cell_name(notebook, running[-1])}: {_why(error)}") from None
+    except Exception as error:  # jupyter_client raises many kinds where a kernel cannot be started
+        if running:
+            raise
+        raise ExecutionError(f"{name}: no kernel starts ({_why(error)}); run `moe-course doctor`") from None
+
+
+def cell_name(notebook: NotebookNode, index: int) -> str:
+    """What to call a cell in a message: its number and first line."""
+    first = next((line for line in notebook.cells[index].source.splitlines() if line.strip()), "")
+    return f"cell {index} (`{first[:60]}`)"
 
 
 def _transport(sockets: str) -> Config:

@@ -5,10 +5,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Browser
+from playwright.sync_api import Browser, expect
 
 from tests.browser.jupyter import Notebook, Server, open_browser, serve
 
+expect.set_options(timeout=30_000)  # a busy two-core machine is slow to draw
 LESSONS = Path(__file__).resolve().parents[2] / "lessons"
 
 

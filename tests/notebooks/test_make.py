@@ -13,7 +13,9 @@ from moe_course.notebooks.source import Lesson, read_lessons
 from tests.notebooks.conftest import EXERCISES
 
 ROOT = Path(__file__).parents[2]
-TRIVIAL = 20  # characters: a shorter line, such as `return x @ weight.T`, may stand in a lesson for another reason
+TRIVIAL = (
+    30  # characters: a shorter line, such as `out = torch.zeros_like(x)`, may stand in a lesson for another reason
+)
 LESSONS = read_lessons(ROOT / "solutions")
 
 
@@ -161,6 +163,7 @@ def test_the_notebook_knows_its_lesson(lessons):
 @pytest.mark.parametrize("lesson", LESSONS, ids=lambda lesson: lesson.name)
 def test_no_solution_reaches_the_student(lesson):
     page = json.dumps(student_notebook(lesson, LESSONS), ensure_ascii=False)
+    page = re.sub(r"<details>.*?</details>", "", page)  # a hint may quote a line: it is there to give it away
     exercises = [cell for cell in lesson.cells if "exercise" in cell.metadata]
     secrets = {line.strip() for cell in exercises for line in solution_lines(cell.source)}
 
