@@ -594,6 +594,7 @@ for name in ("mixtral-8x7b", "olmoe-1b-7b", "deepseek-v3"):
     print(f"{model.name:<16}" + "".join(f"{cell:<17}" for cell in row))
     share[f"{model.name}, E = {E}, K = {K}"] = [count / E for count in formula]
 
+# %%
 show(figures.experts_touched(batches, share))
 
 # %% [markdown]
@@ -690,6 +691,7 @@ for key, published in says.items():
     numbers = f"{total / 1e9:8.3f} {active / 1e9:8.3f} {(active - embedding) / 1e9:19.3f}"
     print(f"{model.name:<16} {numbers}   {published:<15} {'equal' if exact else 'DIFFERENT'}")
 
+# %%
 show(figures.published(counts))
 
 # %% [markdown]

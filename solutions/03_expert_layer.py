@@ -904,9 +904,9 @@ for kind, old, new in zip(kinds, before, after, strict=True):
 show(figures.flow(list(kinds), after, "After training, kinds of characters have favourite experts"))
 
 # %% [markdown]
-# **What just happened.** The shares rose above those of a fresh layer, which already sends similar tokens to similar
-# experts, since its gate is a linear map. An even spread would give two of eight experts 25 %. Note the loads, too:
-# nothing in this loss asks for an even one, and some experts are much busier than others. Lesson 04 mends that.
+# **What just happened.** Most kinds of characters lean more on two experts than in a fresh layer, which already sends
+# similar tokens to similar experts, since its gate is a linear map. An even spread would give two of eight experts
+# 25 %. Note the loads, too: nothing in this loss asks for an even one. Lesson 04 does.
 #
 # Be careful with names such as "the expert for spaces". The table knows one property of a window, its last character,
 # in one run. A router follows whatever directions lower the loss.

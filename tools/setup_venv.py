@@ -213,6 +213,16 @@ CAUSES = [
     ),
     (r"CERTIFICATE_VERIFY_FAILED", "the package index's certificate was refused; check the clock and SSL_CERT_FILE"),
     (
+        r"conflicting dependencies|requirements are unsatisfiable",
+        "the versions in pyproject.toml and constraints.txt contradict each other; "
+        "`git checkout pyproject.toml constraints.txt` restores them",
+    ),
+    (
+        r"satisfies the requirement (\S+).*\(from versions: none\)",
+        "{} could not be had; check the network and the package index, then try another Python, for example "
+        "`make setup PYTHON=python3.12`",
+    ),
+    (
         r"No matching distribution found for (\S+)",
         "no release of {} fits Python {version} on {platform}; try another Python, for example "
         "`make setup PYTHON=python3.12`",
@@ -228,7 +238,7 @@ def explain(log):
         found = re.search(pattern, log)
         if found:
             here = {"version": "{}.{}".format(*sys.version_info[:2]), "platform": sys.platform}
-            return "{} (log: .venv/{}).".format(sentence.format(*found.groups(), **here), LOG.name)
+            return "{} (log: .venv/{}).".format(sentence.format(*found.groups(), **here).rstrip("."), LOG.name)
     return "the installer gave no reason; its log is .venv/{}.".format(LOG.name)
 
 

@@ -29,16 +29,28 @@ def check(answer: Callable[..., Any]) -> Callable[..., Any]:
     if exercise is None or not callable(answer):
         show_message(_unknown(answer))
         return answer
+    if answer is exercise.reference:
+        # What an earlier check handed out in place of an answer that failed.
+        message = f"This {exercise.entry} is the reference, not yours. Run the cell with your answer again, then this."
+        show_message(message)
+        _fail_under_nbgrader(message)
+        return answer
     verdict = evaluate(exercise, answer, SEED)
     show_verdict(verdict)
-    if os.environ.get("NBGRADER_EXECUTION") and not verdict.passed:
-        raise AssertionError(verdict.message or f"{exercise.entry} is not attempted")
-    return answer if verdict.passed else exercise.reference
+    if verdict.passed:
+        return answer
+    _fail_under_nbgrader(verdict.message or f"{exercise.entry} is not attempted")
+    return exercise.reference
 
 
 def evaluate(exercise: Exercise, answer: Callable[..., Any], seed: int) -> Verdict:
     """The verdict on `answer`, on inputs drawn from `seed`."""
     return judge(exercise, observe(exercise, answer, exercise.inputs(seed)), seed)
+
+
+def _fail_under_nbgrader(message: str) -> None:
+    if os.environ.get("NBGRADER_EXECUTION"):
+        raise AssertionError(message)
 
 
 def _unknown(answer: Any) -> str:

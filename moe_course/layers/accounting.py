@@ -123,9 +123,7 @@ def moe_parameters(d_model: int, d_ff: int, num_experts: int, activation: Activa
     return num_experts * (d_model + ffn_parameters(d_model, d_ff, activation))
 
 
-def moe_flops(
-    tokens: int, d_model: int, d_ff: int, num_experts: int, top_k: int, activation: Activation
-) -> int:
+def moe_flops(tokens: int, d_model: int, d_ff: int, num_experts: int, top_k: int, activation: Activation) -> int:
     """FLOPs of one MoE layer's forward pass: every token meets the whole router, but only top_k experts."""
     check_top_k(top_k, num_experts)
     return 2 * tokens * d_model * num_experts + top_k * ffn_flops(tokens, d_model, d_ff, activation)
@@ -141,9 +139,7 @@ def _parts(c: ModelConfig, active: bool) -> dict[str, Part]:
     return {
         "embedding": Part(0 if c.tied_embedding else embedding),
         "attention": Part(c.num_layers * attention.matrices, c.num_layers * attention.vectors),
-        "router": Part(
-            moe_layers * c.num_experts * c.d_model, moe_layers * c.num_experts if c.router_bias else 0
-        ),
+        "router": Part(moe_layers * c.num_experts * c.d_model, moe_layers * c.num_experts if c.router_bias else 0),
         "experts": Part(experts * expert, experts * expert_bias),
         "shared experts": Part(moe_layers * c.num_shared_experts * expert),
         "dense ffn": Part(c.num_dense_layers * ffn_parameters(c.d_model, c.dense_d_ff, c.activation)),

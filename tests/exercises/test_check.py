@@ -38,6 +38,17 @@ def test_wrong_answer_is_replaced_and_diagnosed(exercise, capsys):
     assert "tiny: a row sums to" in said
 
 
+def test_reference_handed_out_before_earns_nothing(exercise, monkeypatch, capsys):
+    def toy_route(logits, top_k):
+        return None
+
+    monkeypatch.setattr(exercise.reference, "__name__", "toy_route")
+    again = check(check(toy_route))
+    assert again is exercise.reference
+    said = capsys.readouterr().out
+    assert "is the reference, not yours" in said and "all checks pass" not in said
+
+
 def test_stub_is_not_attempted(exercise, capsys):
     def toy_route(logits, top_k):
         raise NotImplementedError

@@ -124,6 +124,40 @@ def test_non_contiguous_input(dispatch):
         torch.testing.assert_close(grad, expected_grad, rtol=1e-12, atol=1e-12)
 
 
+@each_activation
+@pytest.mark.parametrize("block_rows", [1, 40, 4096])
+@pytest.mark.parametrize("layout", ["contiguous", "transposed", "strided", "shifted"])
+def test_float32_weights_of_any_layout(monkeypatch, layout, block_rows, activation):
+    """float32 goes through F.grouped_mm where layout and alignment allow; float64 never does."""
+    monkeypatch.setattr(sys.modules["moe_course.layers.sorted"], "BLOCK_ROWS", block_rows)
+    x, ids, weights, w_in, w_out, _ = problem(50, 6, 3, activation, torch.float32, d_model=16, d_ff=8)
+    change = {
+        "contiguous": lambda w: w,
+        "transposed": lambda w: w.mT.contiguous().mT,
+        "strided": lambda w: w.repeat_interleave(2, dim=-1)[..., ::2],
+        "shifted": lambda w: torch.cat([w.new_zeros(1), w.flatten()])[1:].view_as(w),
+    }[layout]
+    arguments = (x, ids, weights, change(w_in), change(w_out), activation)
+    doubles = [tensor.double() for tensor in (x, weights, w_in, w_out)]
+    expected = gradients(loop_dispatch, (doubles[0], ids, *doubles[1:], activation))
+    for dispatch in (sorted_dispatch, grouped_dispatch):
+        wanted = [arguments[i].detach().requires_grad_() for i in (0, 2, 3, 4)]
+        out = dispatch(wanted[0], ids, *wanted[1:], activation)
+        cotangent = torch.linspace(-1, 1, out.numel(), dtype=torch.float64).view_as(out).float()
+        grads = torch.autograd.grad(out, wanted, cotangent)
+        for got, exact in zip((out, *grads), (expected[0], *expected[1]), strict=True):
+            assert (got.double() - exact).abs().max() < 1e-5 * exact.abs().max()
+
+
+@pytest.mark.parametrize("dispatch", [loop_dispatch, *OTHERS.values()])
+@pytest.mark.parametrize("wrong", [-1, 4])
+def test_an_expert_that_does_not_exist_is_refused(dispatch, wrong):
+    x, ids, weights, w_in, w_out, activation = problem(5, 4, 2)
+    ids[3, 1] = wrong
+    with pytest.raises(ValueError, match="pass ids from 0 to 3"):
+        dispatch(x, ids, weights, w_in, w_out, activation)
+
+
 @settings(max_examples=25, deadline=None)
 @given(st.integers(0, 12), st.integers(1, 5), st.data())
 def test_laws(tokens, num_experts, data):

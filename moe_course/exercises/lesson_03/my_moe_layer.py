@@ -214,7 +214,7 @@ MY_MOE_LAYER = Exercise(
     ),
     properties=(Property("one expert is the dense FFN", _not_the_dense_ffn),),
     returns=("output", "routing"),
-    drive=call_module,
+    drive=call_module,  # type: ignore[arg-type]
     misconceptions=(
         Misconception(
             "residual-inside",
