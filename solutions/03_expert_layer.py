@@ -607,18 +607,8 @@ quiz(
 )
 
 # %%
+from moe_course.bench.indexing_loop import indexing_loop  # the loop that writes w_in[e]
 from moe_course.bench.timing import interleave, median_ratio
-
-
-def indexing_loop(x: Tensor, expert_ids: Tensor, expert_weights: Tensor, w_in: Tensor, w_out: Tensor) -> Tensor:
-    """The loop that writes w_in[e]."""
-    out = torch.zeros_like(x)
-    for e in range(len(w_in)):
-        tokens, choice = torch.where(expert_ids == e)
-        y = F.linear(F.gelu(F.linear(x[tokens], w_in[e])), w_out[e])
-        out.index_add_(0, tokens, y * expert_weights[tokens, choice, None])
-    return out
-
 
 candidates = {
     "every expert on every token": every_expert,

@@ -1,6 +1,6 @@
 """How an exercise's entry is called with a case's inputs. Knows nothing of any answer."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -40,5 +40,5 @@ def call_module(entry: type[nn.Module], inputs: dict[str, Any]) -> Any:
     return torch.func.functional_call(module, state, (inputs["x"],))
 
 
-def _names(parameters: dict[str, Tensor]) -> str:
+def _names(parameters: Iterable[str]) -> str:
     return ", ".join(sorted(parameters)) or "nothing"

@@ -9,6 +9,7 @@ import time
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
@@ -153,7 +154,7 @@ def _gradients(outputs: dict[str, Any], inputs: dict[str, Tensor]) -> dict[str, 
                 terms.append((leaf * cotangent.to(leaf.dtype)).sum())
     if not terms:
         return dict.fromkeys(inputs)
-    gradients = torch.autograd.grad(sum(terms), list(inputs.values()), allow_unused=True)
+    gradients = torch.autograd.grad(reduce(torch.add, terms), list(inputs.values()), allow_unused=True)
     return dict(zip(inputs, gradients, strict=True))
 
 

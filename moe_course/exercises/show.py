@@ -89,7 +89,7 @@ def _sign(verdict: Verdict) -> str:
 
 def _causes(verdict: Verdict) -> list[Finding]:
     """The failing checks that are not mere consequences of others, and of those that say the same the first."""
-    causes = {}
+    causes: dict[str, Finding] = {}
     for finding in verdict.findings:
         if not (finding.passed or finding.consequence):
             causes.setdefault(re.sub(r"\d+", "0", finding.message), finding)

@@ -61,7 +61,7 @@ def flow_and_waste(expert_ids: Tensor, num_experts: int) -> go.Figure:
     rows = {
         "sort, or loop": useful,
         "one-hot slots": num_experts * busiest,
-        "every expert on<br>every token": num_experts * num_tokens,
+        "every expert,<br>every token": num_experts * num_tokens,
     }
     plot_height = 360
     sankey, labels = _sankey(
