@@ -115,25 +115,26 @@ def update_in_place(figure: go.FigureWidget, new: go.Figure) -> None:
 
 
 def _figure_widget(figure: go.Figure) -> go.FigureWidget:
-    """A FigureWidget that tells the page of itself only when it is whole.
+    """A FigureWidget of a copy of `figure` that is drawn whole.
 
-    Plotly's own opens its comm empty and sends the figure after it. Where the page is quick, because it has drawn
-    such a widget before, it draws the empty one.
+    Plotly's opens its comm empty and sends the figure after it; a busy page may draw the empty one and ignores the
+    rest. The page reports each trace that it drew, by uid: where some are missing, the figure is sent again.
     """
-
-    class WholeFigureWidget(go.FigureWidget):
-        _whole = False
-
-        def open(self) -> None:
-            if self._whole:
-                super().open()
-
-    widget = WholeFigureWidget(figure)
+    widget = go.FigureWidget(figure)
     widget.layout.height = _height(figure)
     widget._config = widget._config | CONFIG
     widget._widget_layout = deepcopy(widget._layout)
-    widget._whole = True
-    widget.open()
+
+    def send_again(change: Any) -> None:
+        if not change["new"]:
+            return
+        drawn = [delta for delta in change["new"]["trace_deltas"] if delta.get("uid")]
+        widget.unobserve(send_again, names="_js2py_traceDeltas")
+        if len(drawn) < len(widget.data):
+            widget._send_addTraces_msg(deepcopy(widget._data))
+            widget._send_relayout_msg(deepcopy(widget._layout))
+
+    widget.observe(send_again, names="_js2py_traceDeltas")
     return widget
 
 

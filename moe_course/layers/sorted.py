@@ -1,15 +1,15 @@
-"""The fast dispatch on a CPU: `grouped_dispatch` with a backward pass of its own, block by block.
+"""The fast dispatch: `grouped_dispatch` for few tokens; for many, on a CPU, block by block with its own backward.
 
-What makes it fast, in the order of what it saves:
+What makes the blocks fast:
 
-- Blocks. Consecutive experts are taken together up to BLOCK_ROWS rows, so that a block's gathered tokens and hidden
+- Consecutive experts are taken together up to BLOCK_ROWS rows, so that a block's gathered tokens and hidden
   activations are still in cache when the next step reads them, and the same memory serves the next block.
 - Little is saved for backward: the pre-activation of every choice. Backward gathers x again and applies the
-  activation again, which is cheaper than writing both out and reading them back.
+  activation again, which is cheaper than writing both to main memory and reading them back. It would not be if they
+  stayed in cache: so few tokens are left to `grouped_dispatch`.
 - The gradient of an expert weight is dout · y. With y = h · w_outᵀ it is also h · (dout · w_out), whose second factor
   backward needs anyway: y is never kept.
 - The expert weight is multiplied into the narrower of h and y.
-- Few calls. With few tokens, what a torch call costs before it computes anything is most of the time.
 """
 
 from typing import Any, NamedTuple
@@ -35,7 +35,9 @@ def sorted_dispatch(
     w_out: Float[Tensor, "E D F"],
     activation: Activation = "gelu",
 ) -> Float[Tensor, "T D"]:
-    """Do what `grouped_dispatch` does, faster on a CPU and with about a third of the memory; the same on a GPU.
+    """`grouped_dispatch`, but walking many rows block by block on a CPU, which is faster and saves less.
+
+    Up to BLOCK_ROWS choices, and on a GPU, there is nothing to walk: this is `grouped_dispatch`.
 
     Args, Returns, Raises: as `loop_dispatch`. Can be differentiated once.
     """
@@ -43,14 +45,16 @@ def sorted_dispatch(
         # Runs as written. As a decorator, `disable` would import dynamo, 1.5 s, in every process that uses the layer.
         run = torch.compiler.disable(sorted_dispatch)
         return run(x, expert_ids, expert_weights, w_in, w_out, activation)
-    if x.device.type != "cpu":
+    device = x.device.type
+    if torch.is_autocast_enabled(device):
+        # Here, where autograd sees it: every gradient comes back in its own tensor's dtype.
+        dtype = torch.get_autocast_dtype(device)
+        x, w_in, w_out = x.to(dtype), w_in.to(dtype), w_out.to(dtype)
+    expert_weights = expert_weights.to(x.dtype)
+    if device != "cpu" or expert_ids.numel() <= BLOCK_ROWS:
         return grouped_dispatch(x, expert_ids, expert_weights, w_in, w_out, activation)
     check_dispatch(x, expert_ids, expert_weights, w_in, w_out, activation)
-    if torch.is_autocast_enabled("cpu"):
-        # Here, where autograd sees it: every gradient comes back in its own tensor's dtype.
-        dtype = torch.get_autocast_dtype("cpu")
-        x, w_in, w_out = x.to(dtype), w_in.to(dtype), w_out.to(dtype)
-    return _SortedDispatch.apply(x, expert_ids, expert_weights.to(x.dtype), w_in, w_out, activation)
+    return _SortedDispatch.apply(x, expert_ids, expert_weights, w_in, w_out, activation)
 
 
 class _SortedDispatch(torch.autograd.Function):

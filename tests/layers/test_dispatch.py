@@ -4,15 +4,34 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from unittest import mock
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import moe_course.layers.sorted as sorted_module
 from moe_course.layers import DenseFFN, MoELayer, einsum_dispatch, grouped_dispatch, loop_dispatch, sorted_dispatch
 
-OTHERS = {"einsum": einsum_dispatch, "grouped": grouped_dispatch, "sorted": sorted_dispatch}
+
+def blocks_of(rows):
+    """sorted_dispatch with small blocks: few tokens then take the path that is meant for many."""
+
+    def dispatch(*arguments):
+        with mock.patch.object(sorted_module, "BLOCK_ROWS", rows):
+            return sorted_dispatch(*arguments)
+
+    return dispatch
+
+
+OTHERS = {
+    "einsum": einsum_dispatch,
+    "grouped": grouped_dispatch,
+    "sorted": sorted_dispatch,
+    "blocks of one expert": blocks_of(0),
+    "blocks": blocks_of(7),
+}
 each_other = pytest.mark.parametrize("dispatch", OTHERS.values(), ids=OTHERS.keys())
 each_activation = pytest.mark.parametrize("activation", ["gelu", "swiglu"])
 
@@ -97,7 +116,7 @@ def test_gradient_of_one_argument_alone(wanted):
     tensors = [x, weights, w_in, w_out]
     tensors[wanted] = tensors[wanted].clone().requires_grad_()
     results = []
-    for dispatch in (sorted_dispatch, loop_dispatch):
+    for dispatch in (blocks_of(7), loop_dispatch):
         out = dispatch(tensors[0], ids, *tensors[1:], activation)
         results.append(torch.autograd.grad(out.sum(), tensors[wanted])[0])
     torch.testing.assert_close(results[0], results[1], rtol=1e-12, atol=1e-12)
@@ -125,11 +144,10 @@ def test_non_contiguous_input(dispatch):
 
 
 @each_activation
-@pytest.mark.parametrize("block_rows", [1, 40, 4096])
+@pytest.mark.parametrize("block_rows", [0, 40, 4096])
 @pytest.mark.parametrize("layout", ["contiguous", "transposed", "strided", "shifted"])
-def test_float32_weights_of_any_layout(monkeypatch, layout, block_rows, activation):
+def test_float32_weights_of_any_layout(layout, block_rows, activation):
     """float32 goes through F.grouped_mm where layout and alignment allow; float64 never does."""
-    monkeypatch.setattr(sys.modules["moe_course.layers.sorted"], "BLOCK_ROWS", block_rows)
     x, ids, weights, w_in, w_out, _ = problem(50, 6, 3, activation, torch.float32, d_model=16, d_ff=8)
     change = {
         "contiguous": lambda w: w,
@@ -140,7 +158,7 @@ def test_float32_weights_of_any_layout(monkeypatch, layout, block_rows, activati
     arguments = (x, ids, weights, change(w_in), change(w_out), activation)
     doubles = [tensor.double() for tensor in (x, weights, w_in, w_out)]
     expected = gradients(loop_dispatch, (doubles[0], ids, *doubles[1:], activation))
-    for dispatch in (sorted_dispatch, grouped_dispatch):
+    for dispatch in (blocks_of(block_rows), grouped_dispatch):
         wanted = [arguments[i].detach().requires_grad_() for i in (0, 2, 3, 4)]
         out = dispatch(wanted[0], ids, *wanted[1:], activation)
         cotangent = torch.linspace(-1, 1, out.numel(), dtype=torch.float64).view_as(out).float()
@@ -159,30 +177,31 @@ def test_an_expert_that_does_not_exist_is_refused(dispatch, wrong):
 
 
 @settings(max_examples=25, deadline=None)
-@given(st.integers(0, 12), st.integers(1, 5), st.data())
-def test_laws(tokens, num_experts, data):
+@given(st.integers(0, 12), st.integers(1, 5), st.sampled_from([0, 4, 4096]), st.data())
+def test_laws(tokens, num_experts, block_rows, data):
     """Permuting tokens permutes outputs; renaming experts changes nothing; the output is linear in the weights."""
+    dispatch = blocks_of(block_rows)
     top_k = data.draw(st.integers(1, num_experts))
     x, ids, weights, w_in, w_out, activation = problem(tokens, num_experts, top_k, seed=tokens)
     generator = torch.Generator().manual_seed(data.draw(st.integers(0, 99)))
-    out = sorted_dispatch(x, ids, weights, w_in, w_out, activation)
+    out = dispatch(x, ids, weights, w_in, w_out, activation)
 
     order = torch.randperm(tokens, generator=generator)
-    shuffled = sorted_dispatch(x[order], ids[order], weights[order], w_in, w_out, activation)
+    shuffled = dispatch(x[order], ids[order], weights[order], w_in, w_out, activation)
     torch.testing.assert_close(shuffled, out[order], rtol=1e-12, atol=1e-12)
 
     names = torch.randperm(num_experts, generator=generator)
-    renamed = sorted_dispatch(x, names.argsort()[ids], weights, w_in[names], w_out[names], activation)
+    renamed = dispatch(x, names.argsort()[ids], weights, w_in[names], w_out[names], activation)
     torch.testing.assert_close(renamed, out, rtol=1e-12, atol=1e-12)
 
     other = torch.randn(weights.shape, generator=generator, dtype=weights.dtype)
-    parts = out + 3 * sorted_dispatch(x, ids, other, w_in, w_out, activation)
-    together = sorted_dispatch(x, ids, weights + 3 * other, w_in, w_out, activation)
+    parts = out + 3 * dispatch(x, ids, other, w_in, w_out, activation)
+    together = dispatch(x, ids, weights + 3 * other, w_in, w_out, activation)
     torch.testing.assert_close(together, parts, rtol=1e-10, atol=1e-10)
 
 
 @each_activation
-@pytest.mark.parametrize("tokens", [1, 16, 700])
+@pytest.mark.parametrize("tokens", [1, 16, 700, 5000])  # the last is more than a block
 def test_one_expert_is_the_dense_ffn_to_the_bit(activation, tokens):
     torch.manual_seed(0)
     dense = DenseFFN(16, 32, activation)
@@ -198,7 +217,7 @@ def test_one_expert_is_the_dense_ffn_to_the_bit(activation, tokens):
 @each_activation
 def test_memory_saved_for_backward(activation):
     """At most 1.15 times the pre-activations, which are the least without recomputing a GEMM."""
-    tokens, top_k, d_ff = 512, 2, 64
+    tokens, top_k, d_ff = 2500, 2, 64  # more than a block
     arguments = problem(tokens, 8, top_k, activation, torch.float32, d_model=32, d_ff=d_ff)
     x, ids, weights, w_in, w_out, _ = arguments
     wanted = [tensor.requires_grad_() for tensor in (x, weights, w_in, w_out)]
