@@ -4,6 +4,7 @@ import base64
 import hashlib
 import json
 import re
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,9 @@ def add_pictures(notebooks: list[NotebookNode], before: list[NotebookNode]) -> s
     reason = ""
     if missing:
         try:
-            known |= _draw(missing)
+            # In a thread of its own: playwright's plain interface refuses one that has an event loop.
+            with ThreadPoolExecutor(1) as thread:
+                known |= thread.submit(_draw, missing).result()
         except PicturesError as error:
             reason = str(error)
     for bundle in wanted:
