@@ -13,6 +13,7 @@ from typing import Any
 
 import plotly.graph_objects as go
 from IPython.display import display
+from traitlets import observe
 
 from moe_course.figures import style  # noqa: F401  registers the template
 
@@ -117,24 +118,29 @@ def update_in_place(figure: go.FigureWidget, new: go.Figure) -> None:
 def _figure_widget(figure: go.Figure) -> go.FigureWidget:
     """A FigureWidget of a copy of `figure` that is drawn whole.
 
-    Plotly's opens its comm empty and sends the figure after it; a busy page may draw the empty one and ignores the
+    Plotly's opens its comm empty and sends the figure after it; a busy page may draw the empty one and ignore the
     rest. The page reports each trace that it drew, by uid: where some are missing, the figure is sent again.
     """
-    widget = go.FigureWidget(figure)
+
+    class DrawnWhole(go.FigureWidget):
+        _seen_whole = False
+
+        @observe("_js2py_traceDeltas")
+        def _handler_js2py_traceDeltas(self, change: Any) -> None:
+            drawn = [delta for delta in (change["new"] or {}).get("trace_deltas", []) if delta.get("uid")]
+            if change["new"] and not self._seen_whole and len(drawn) < len(self.data):
+                self._js2py_traceDeltas = None
+                self._send_addTraces_msg(deepcopy(self._data))
+                self._send_relayout_msg(deepcopy(self._layout))
+            else:
+                super()._handler_js2py_traceDeltas(change)
+            # Once is enough: while traces are replaced, a report may lag behind.
+            self._seen_whole = self._seen_whole or bool(change["new"])
+
+    widget = DrawnWhole(figure)
     widget.layout.height = _height(figure)
     widget._config = widget._config | CONFIG
     widget._widget_layout = deepcopy(widget._layout)
-
-    def send_again(change: Any) -> None:
-        if not change["new"]:
-            return
-        drawn = [delta for delta in change["new"]["trace_deltas"] if delta.get("uid")]
-        widget.unobserve(send_again, names="_js2py_traceDeltas")
-        if len(drawn) < len(widget.data):
-            widget._send_addTraces_msg(deepcopy(widget._data))
-            widget._send_relayout_msg(deepcopy(widget._layout))
-
-    widget.observe(send_again, names="_js2py_traceDeltas")
     return widget
 
 

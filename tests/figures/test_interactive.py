@@ -93,15 +93,16 @@ def test_page_that_is_reloaded_gets_the_current_figure(panel) -> None:
     assert state["_widget_layout"]["title"]["text"] == "3 of height 2.0"
 
 
-@pytest.mark.parametrize(("drawn", "sent_again"), [([{"uid": "a"}], False), ([{}], True), ([], True)])
-def test_figure_is_sent_again_to_a_page_that_drew_it_empty(panel, monkeypatch, drawn, sent_again) -> None:
+@pytest.mark.parametrize("drawn", ["whole", "without its trace", "nothing"])
+def test_figure_is_sent_again_to_a_page_that_drew_it_empty(panel, monkeypatch, drawn) -> None:
     figure = _figure(panel)
     sent: list[Any] = []
     monkeypatch.setattr(type(figure), "_send_addTraces_msg", lambda self, traces: sent.append(traces))
-    figure._js2py_traceDeltas = {"trace_deltas": drawn, "trace_edit_id": 0}
-    assert bool(sent) == sent_again
-    if sent_again:
-        assert len(sent[0]) == 1
+    reports = {"whole": [{"uid": figure.data[0].uid}], "without its trace": [{}], "nothing": []}
+    figure._js2py_traceDeltas = {"trace_deltas": reports[drawn], "trace_edit_id": figure._last_trace_edit_id}
+    assert len(sent) == (0 if drawn == "whole" else 1)
+    if sent:
+        assert list(sent[0][0]["y"]) == [0, 2.0]
 
 
 def test_controls_fit_their_values() -> None:
