@@ -1,6 +1,5 @@
 """Figures of lesson 01: where parameters and FLOPs are, the roofline, and what experts cost."""
 
-import math
 from collections.abc import Mapping, Sequence
 
 import plotly.graph_objects as go
@@ -285,17 +284,14 @@ def published(models: Mapping[str, tuple[int, int]]) -> go.Figure:
     for factor in (1, 4, 16):
         label = "dense: total = active" if factor == 1 else f"total = {factor} × active"
         figure.add_scatter(
-            x=ends, y=[factor * end for end in ends], mode="lines", line={"color": FAINT, "width": 2}, hoverinfo="skip"
-        )
-        figure.add_annotation(
-            x=math.log10(ends[0]),
-            y=math.log10(factor * ends[0]),
-            text=label,
-            showarrow=False,
-            xanchor="left",
-            yanchor="bottom",
-            font_color=GREY,
-            textangle=0,
+            x=ends,
+            y=[factor * end for end in ends],
+            mode="lines+text",
+            line={"color": FAINT, "width": 2},
+            text=[label, ""],
+            textposition="bottom right",
+            textfont_color=GREY,
+            hoverinfo="skip",
         )
     figure.add_scatter(
         x=active,

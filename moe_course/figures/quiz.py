@@ -14,7 +14,7 @@ from moe_course.figures.interactive import _widget_bundle
 STYLE = """<style>
 .moe-quiz .widget-radio-box label { display: flex; flex-direction: row-reverse; justify-content: flex-end;
   align-items: flex-start; gap: 0.5em; height: auto; margin: 2px 0; line-height: 18px; white-space: normal; }
-.moe-quiz .widget-radio-box input { flex: none; align-self: flex-start; margin: 2.5px 0; top: 0; }
+.moe-quiz .widget-radio-box input { flex: none; align-self: flex-start; height: 13px; margin: 2.5px 0; top: 0; }
 .moe-quiz .widget-radio, .moe-quiz .widget-radio-box { height: auto; max-width: 100%; margin-bottom: 0; }
 </style>"""
 

@@ -46,8 +46,8 @@ def test_idle_and_active_stack_to_the_total() -> None:
     assert active.y[0] + idle.y[0] == pytest.approx(100e-6)
 
 
-def test_reference_lines_of_published_carry_their_labels() -> None:
-    # On a logarithmic axis an annotation's position is the logarithm of the value.
+def test_reference_lines_of_published_have_their_factor() -> None:
     figure: go.Figure = FIGURES["published"]
-    line, label = figure.data[0], figure.layout.annotations[0]
-    assert 10**label.x == pytest.approx(line.x[0]) and 10**label.y == pytest.approx(line.y[0])
+    factors = [line.y[0] / line.x[0] for line in figure.data[:3]]
+    assert factors == pytest.approx([1, 4, 16])
+    assert figure.data[1].text[0] == "total = 4 × active"
