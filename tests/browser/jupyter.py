@@ -16,6 +16,7 @@ from typing import Any
 
 from playwright.sync_api import Browser, ConsoleMessage, Locator, Page, sync_playwright
 
+from moe_course.notebooks.start_page import START_PAGE
 from tests.browser.chromium import FLAGS, get_chromium
 
 DARK, LIGHT = "JupyterLab Dark", "JupyterLab Light"
@@ -109,9 +110,11 @@ class Notebook:
         if message.type == "error":
             self.console.append(message.text)
 
-    def open(self, address: str) -> "Notebook":
-        """Open `address` and wait for the cells and an idle kernel."""
-        self.page.goto(address)
+    def open(self, server: Server, name: str = "") -> "Notebook":
+        """Open the notebook `name`, or the start page, and wait for its cells and an idle kernel."""
+        self.page.goto(server.address(name))
+        # The default page comes up behind the notebook of the last visit, which JupyterLab restores first.
+        self.page.wait_for_function(IS_IN_FRONT, arg=name or START_PAGE, timeout=60_000)
         self.wait_until_idle()
         return self
 
@@ -169,6 +172,8 @@ class Notebook:
 
 FIND_CELL = """text => window.jupyterapp.shell.currentWidget.content.widgets.findIndex(
   cell => cell.model.type === 'code' && cell.model.sharedModel.getSource().includes(text))"""
+
+IS_IN_FRONT = "name => window.jupyterapp?.shell.currentWidget?.context?.path === name"
 
 # The prompt of a running cell, and of one that waits, is `[*]:`.
 IS_IDLE = """() => {

@@ -45,7 +45,7 @@ def main() -> int:
 def picture(browser: Browser, server: Server, name: str, out: Path) -> None:
     """Run one notebook and write its pictures."""
     page = browser.new_page(viewport={"width": WIDTH, "height": 1000})
-    notebook = Notebook(page).open(server.address(name))
+    notebook = Notebook(page).open(server, name)
     notebook.command("application:toggle-left-area")
     notebook.run_all(timeout=300)
     height = min(TALLEST, notebook.height() + AROUND)

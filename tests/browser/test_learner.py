@@ -20,7 +20,7 @@ RIGHT = "weights = weights / weights.sum(dim=-1, keepdim=True) if renormalize el
 
 
 def test_a_learners_way_through_lesson_02(server, lessons, notebook):
-    notebook.open(server.address("02_router.ipynb"))
+    notebook.open(server, "02_router.ipynb")
     notebook.run_all()
     assert notebook.errors() == []
     expect(verdict(notebook)).to_contain_text("route: not attempted yet")
@@ -40,7 +40,7 @@ def test_a_learners_way_through_lesson_02(server, lessons, notebook):
     assert notebook.console == []
 
     notebook.command("docmanager:save")
-    notebook.open(server.address())
+    notebook.open(server)
     notebook.run("progress()")
     expect(notebook.output("progress()")).to_contain_text("1 of 6")
 

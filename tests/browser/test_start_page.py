@@ -22,7 +22,7 @@ def lessons(lessons):
 
 
 def test_the_course_opens_on_a_page_with_lessons_and_progress(server, lessons, notebook):
-    notebook.open(server.address())
+    notebook.open(server)
     rows = notebook.page.locator(".jp-MarkdownOutput tbody tr")
     expect(rows).to_have_count(len(list(lessons.glob("[0-9]*.ipynb"))))
     router = rows.filter(has_text="02 · The router")
@@ -36,7 +36,7 @@ def test_the_course_opens_on_a_page_with_lessons_and_progress(server, lessons, n
 
 
 def test_the_page_is_fresh_after_a_save_when_its_cell_is_run(server, lessons, notebook):
-    notebook.open(server.address())
+    notebook.open(server)
     path = lessons / "02_router.ipynb"
     path.write_text(path.read_text(encoding="utf-8").replace('"failed"', '"passed"'), encoding="utf-8")
     notebook.run_all()

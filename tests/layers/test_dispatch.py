@@ -145,12 +145,14 @@ def test_non_contiguous_input(dispatch):
 
 @each_activation
 @pytest.mark.parametrize("block_rows", [0, 40, 4096])
-@pytest.mark.parametrize("layout", ["contiguous", "transposed", "strided", "shifted"])
+@pytest.mark.parametrize("layout", ["contiguous", "transposed", "strided", "shifted", "odd widths"])
 def test_float32_weights_of_any_layout(layout, block_rows, activation):
     """float32 goes through F.grouped_mm where layout and alignment allow; float64 never does."""
-    x, ids, weights, w_in, w_out, _ = problem(50, 6, 3, activation, torch.float32, d_model=16, d_ff=8)
+    d_model, d_ff = (5, 6) if layout == "odd widths" else (16, 8)
+    x, ids, weights, w_in, w_out, _ = problem(50, 6, 3, activation, torch.float32, d_model=d_model, d_ff=d_ff)
     change = {
         "contiguous": lambda w: w,
+        "odd widths": lambda w: w,
         "transposed": lambda w: w.mT.contiguous().mT,
         "strided": lambda w: w.repeat_interleave(2, dim=-1)[..., ::2],
         "shifted": lambda w: torch.cat([w.new_zeros(1), w.flatten()])[1:].view_as(w),
