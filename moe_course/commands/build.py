@@ -12,6 +12,9 @@ if TYPE_CHECKING:
 
 
 def build(
+    lessons: Annotated[
+        list[str] | None, typer.Argument(help="Write and run only these, stale or not: 02, or 02_router.")
+    ] = None,
     check: Annotated[
         bool, typer.Option("--check", help="Write nothing; show what is stale and exit with 1 if anything is.")
     ] = False,
@@ -22,7 +25,7 @@ def build(
     """Build lessons/ and the solved notebooks from solutions/*.py.
 
     Only lessons whose source changed are written, and only those whose code changed are run; after a change in
-    moe_course/, use --all. A lesson that fails keeps the notebooks it had.
+    moe_course/, name the lessons that it touches or use --all. A lesson that fails keeps the notebooks it had.
     """
     if not (root / "solutions").is_dir():
         raise CommandError(f"there is no folder {root / 'solutions'}; run this where the course was cloned")
@@ -32,7 +35,7 @@ def build(
 
     console = Console(highlight=False, soft_wrap=True)
     try:
-        _check(root, console) if check else _build(root, everything, jobs, console)
+        _check(root, console) if check else _build(root, lessons or [], everything, jobs, console)
     except SourceError as error:
         raise CommandError(str(error)) from None
 
@@ -53,7 +56,7 @@ def _check(root: Path, console: "Console") -> None:
     console.print("The notebooks are what their sources make.")
 
 
-def _build(root: Path, everything: bool, jobs: int | None, console: "Console") -> None:
+def _build(root: Path, lessons: list[str], everything: bool, jobs: int | None, console: "Console") -> None:
     from rich.markup import escape
     from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
@@ -75,7 +78,7 @@ def _build(root: Path, everything: bool, jobs: int | None, console: "Console") -
                     console.print(f"{lesson}: running {total} cells")
             bar.update(rows[lesson], completed=done)
 
-        built = build_notebooks(root, everything, jobs, progress)
+        built = build_notebooks(root, everything, jobs, progress, lessons)
     for name in built.written:
         console.print(f"{name}: written")
     if not (built.written or built.problems):

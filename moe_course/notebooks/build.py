@@ -1,7 +1,7 @@
 """Builds the notebooks of `lessons/` and `solutions/` from the sources, and finds those that are stale."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +14,7 @@ from moe_course.notebooks.execute import ExecutionError, execute
 from moe_course.notebooks.make import solved_notebook, student_notebook
 from moe_course.notebooks.outputs import output_faults, tidy
 from moe_course.notebooks.pictures import add_pictures
-from moe_course.notebooks.source import Lesson, read_lessons
+from moe_course.notebooks.source import Lesson, SourceError, read_lessons
 
 Progress = Callable[[str, int, int], None]  # lesson, cells done, cells in all
 
@@ -34,7 +34,13 @@ class Built:
     no_pictures: str
 
 
-def build(root: Path, everything: bool = False, jobs: int | None = None, progress: Progress = lambda *_: None) -> Built:
+def build(
+    root: Path,
+    everything: bool = False,
+    jobs: int | None = None,
+    progress: Progress = lambda *_: None,
+    only: Collection[str] = (),
+) -> Built:
     """Write what is stale. A lesson in which only prose changed keeps its outputs.
 
     Args:
@@ -42,15 +48,18 @@ def build(root: Path, everything: bool = False, jobs: int | None = None, progres
         everything: write and run every lesson, stale or not.
         jobs: notebooks run at once; as many as cores if None.
         progress: called before each cell of each notebook, and at its end.
+        only: names, or beginnings of names ("02"): write and run these, stale or not, and no others.
 
     Returns:
         What was written and what went wrong. A lesson that fails leaves its notebooks as they were.
 
     Raises:
-        SourceError: a source has a fault; nothing was written.
+        SourceError: a source has a fault, or no lesson has a name in `only`; nothing was written.
     """
     lessons = read_lessons(root / "solutions")
-    stale_lessons = [lesson for lesson in lessons if everything or _problems(root, lesson, lessons)]
+    everything = everything or bool(only)
+    asked = _named(lessons, only) if only else lessons
+    stale_lessons = [lesson for lesson in asked if everything or _problems(root, lesson, lessons)]
     held = {lesson.name: work for lesson in stale_lessons if (work := _work_in(root, lesson))}
     todo = [lesson for lesson in stale_lessons if lesson.name not in held]
     solved = [solved_notebook(lesson, lessons) for lesson in todo]
@@ -96,6 +105,14 @@ def stale(root: Path) -> list[str]:
             if path.stem not in names:
                 problems.append(f"{folder}/{path.name} has no source solutions/{path.stem}.py; delete it")
     return problems
+
+
+def _named(lessons: list[Lesson], names: Collection[str]) -> list[Lesson]:
+    """The lessons whose names begin with one of `names`."""
+    for name in names:
+        if not any(lesson.name.startswith(name) for lesson in lessons):
+            raise SourceError(f"no lesson is called {name!r}; choose from {', '.join(each.name for each in lessons)}")
+    return [lesson for lesson in lessons if lesson.name.startswith(tuple(names))]
 
 
 def _problems(root: Path, lesson: Lesson, lessons: list[Lesson]) -> list[str]:

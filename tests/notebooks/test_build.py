@@ -50,6 +50,15 @@ def solved(course: Path, name: str) -> nbformat.NotebookNode:
     return nbformat.read(course / "solutions" / f"{name}.ipynb", as_version=4)
 
 
+def test_a_lesson_asked_for_is_run_again_and_no_other(course, ran):
+    edit(course / "solutions" / "90_second.py", "seed + 1", "seed + 2")
+
+    assert build(course, only=["02"]).written == ["02_first"]
+    assert ran == ["02_first"]
+    with pytest.raises(SourceError, match="no lesson is called '77'; choose from 02_first, 90_second"):
+        build(course, only=["77"])
+
+
 def test_a_built_course_is_not_stale(course, ran):
     before = contents(course)
 
