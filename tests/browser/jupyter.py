@@ -160,10 +160,6 @@ class Notebook:
         """Wait until the kernel is idle and no cell waits for its turn."""
         self.page.wait_for_function(IS_IDLE, timeout=timeout * 1000)
 
-    def height(self) -> int:
-        """The pixels from the top of the first cell to the bottom of the last."""
-        return int(self.cells.evaluate_all("cells => cells.reduce((sum, cell) => sum + cell.offsetHeight, 0)"))
-
     def errors(self) -> list[str]:
         """The text of each error output."""
         kinds = ("application/vnd.jupyter.error", "application/vnd.jupyter.stderr")

@@ -3,13 +3,15 @@
     .venv/bin/python -m tests.browser.screenshots FOLDER          # all lessons
     .venv/bin/python -m tests.browser.screenshots FOLDER 02 03    # some
 
-Each picture, `02_router-light.png`, shows the notebook from top to bottom. What the browser's console and the cells
-reported as errors is printed.
+The pictures `02_router-light-01.png`, `-02.png` and so on go through the notebook from top to bottom. How long it took
+to run and what the browser's console and the cells reported as errors is printed.
 """
 
+import json
 import shutil
 import sys
 import tempfile
+import time
 from pathlib import Path
 
 from playwright.sync_api import Browser
@@ -17,9 +19,10 @@ from playwright.sync_api import Browser
 from tests.browser.jupyter import DARK, LIGHT, Notebook, Server, open_browser, serve
 
 SOLUTIONS = Path(__file__).resolve().parents[2] / "solutions"
-WIDTH, TALLEST = 1400, 30_000  # pixels; Chromium draws no picture that is much taller
-# What JupyterLab puts around the cells, and what a notebook leaves below its last cell.
-AROUND = 160
+WIDTH, HEIGHT = 1400, 1600  # pixels of one picture
+STEP = HEIGHT - 200  # neighbouring pictures share a strip, so that nothing is cut in all of them
+# Only the cells in sight exist in the page otherwise, and figures are drawn when they come into sight.
+SETTINGS = {"windowingMode": "none"}
 
 
 def main() -> int:
@@ -36,6 +39,9 @@ def main() -> int:
         names = [name for name in names if not numbers or name[:2] in numbers]
         for name in names:
             shutil.copy(SOLUTIONS / name, lessons)
+        settings = private / "settings" / "@jupyterlab" / "notebook-extension" / "tracker.jupyterlab-settings"
+        settings.parent.mkdir(parents=True)
+        settings.write_text(json.dumps(SETTINGS))
         with serve(lessons, private) as server, open_browser() as browser:
             for name in names:
                 picture(browser, server, name, out)
@@ -44,21 +50,27 @@ def main() -> int:
 
 def picture(browser: Browser, server: Server, name: str, out: Path) -> None:
     """Run one notebook and write its pictures."""
-    page = browser.new_page(viewport={"width": WIDTH, "height": 1000})
+    page = browser.new_page(viewport={"width": WIDTH, "height": HEIGHT})
     notebook = Notebook(page).open(server, name)
     notebook.command("application:toggle-left-area")
+    start = time.monotonic()
     notebook.run_all(timeout=300)
-    height = min(TALLEST, notebook.height() + AROUND)
-    page.set_viewport_size({"width": WIDTH, "height": height})
+    print(f"{name}: all cells run in {time.monotonic() - start:.0f} s")
     for theme, word in ((LIGHT, "light"), (DARK, "dark")):
         notebook.command("apputils:change-theme", theme=theme)
         page.wait_for_timeout(3000)  # figures fit themselves to their new surroundings
-        file = out / f"{Path(name).stem}-{word}.png"
-        page.screenshot(path=file)
-        print(f"{file}: {WIDTH} × {height}")
+        for number, top in enumerate(range(0, page.evaluate(HEIGHT_OF_ALL), STEP), start=1):
+            page.evaluate(SCROLL, top)
+            page.wait_for_timeout(300)
+            page.screenshot(path=out / f"{Path(name).stem}-{word}-{number:02}.png")
+        print(f"{out}/{Path(name).stem}-{word}-01.png to -{number:02}.png")
     for problem in notebook.errors() + notebook.console:
         print(f"{name}: {problem}")
     page.close()
+
+
+HEIGHT_OF_ALL = "() => window.jupyterapp.shell.currentWidget.content.outerNode.scrollHeight"
+SCROLL = "top => { window.jupyterapp.shell.currentWidget.content.outerNode.scrollTop = top; }"
 
 
 if __name__ == "__main__":
