@@ -17,7 +17,9 @@ def call_module(entry: type[nn.Module], inputs: dict[str, Any]) -> Any:
 
     Args:
         entry: an nn.Module class.
-        inputs: "init": the constructor's keyword arguments; "state": parameters by name; "x": the forward input.
+        inputs: "init": the constructor's keyword arguments; "state": parameters by name, without it those that the
+            module starts with; "x": the forward input. Where the exercise has them: "noise", a second forward
+            input; "training", the mode, else True.
 
     Returns:
         What `forward` returned. Gradients flow to the tensors in `state`.
@@ -28,8 +30,10 @@ def call_module(entry: type[nn.Module], inputs: dict[str, Any]) -> Any:
     module = entry(**inputs["init"])
     if not isinstance(module, nn.Module):
         raise ValueError(f"{entry.__name__} must be a class that inherits from nn.Module")
-    state: dict[str, Tensor] = inputs["state"]
-    own = dict(module.named_parameters())
+    module.train(inputs.get("training", True))
+    own: dict[str, Tensor] = dict(module.named_parameters())
+    # A fresh module is float32, and the exact answer is computed in float64.
+    state: dict[str, Tensor] = inputs.get("state") or {name: own[name].to(inputs["x"].dtype) for name in own}
     if own.keys() != state.keys():
         raise ValueError(f"the module's parameters are named {_names(own)}; the exercise asks for {_names(state)}")
     for name, tensor in state.items():
@@ -37,7 +41,8 @@ def call_module(entry: type[nn.Module], inputs: dict[str, Any]) -> Any:
             raise ValueError(
                 f"parameter {name} has shape {tuple(own[name].shape)}; the exercise asks for {tuple(tensor.shape)}"
             )
-    return torch.func.functional_call(module, state, (inputs["x"],))
+    forward_inputs = (inputs["x"], inputs["noise"]) if "noise" in inputs else (inputs["x"],)
+    return torch.func.functional_call(module, state, forward_inputs)
 
 
 def _names(parameters: Iterable[str]) -> str:

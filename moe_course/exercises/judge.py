@@ -78,7 +78,7 @@ def judge(exercise: Exercise, record: Record, seed: int) -> Verdict:
     if any(one.failure and one.failure.kind == "not attempted" for one in seen.values()):
         return Verdict(exercise, "not attempted", (), printed=record.printed)
     expected = _expected(exercise, seed)
-    inputs = exercise.inputs(seed)
+    inputs = _inputs(exercise, seed)
     findings = [
         _finding("leaves its inputs as they were", _changed(seen)),
         _finding("same inputs, same answer", _fickle(seen)),
@@ -99,6 +99,11 @@ class _Expected:
     exact: Observation  # the reference on float64 inputs
     like: Observation  # the reference on the inputs as they are
     dtype: torch.dtype  # decides the tolerance
+
+
+@cache
+def _inputs(exercise: Exercise, seed: int) -> dict[str, dict[str, Any]]:
+    return exercise.inputs(seed)
 
 
 @cache
@@ -174,7 +179,7 @@ def _law_broken(
     seen: dict[str, Observation],
     seed: int,
 ) -> str | None:
-    inputs = exercise.inputs(seed)
+    inputs = _inputs(exercise, seed)
     for case in exercise.cases:
         one = seen.get(case.name)
         if one is None or one.failure:

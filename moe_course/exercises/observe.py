@@ -107,11 +107,9 @@ def _observe_case(
     except KeyboardInterrupt:
         raise
     except BaseException as error:
-        return Observation(failure=_failure(error))
-    outputs = {name: frozen(leaf) for name, leaf in leaves(output, exercise.returns).items()}
-    canonical = _canonical(exercise, output)
-    structure = map_tensors(frozen, output)
-    changed = tuple(name for name, before, after in _pairs(inputs, given) if not _same(before, after))
+        return Observation(failure=failure_of(error))
+    first = map_tensors(frozen, output)
+    changed = changes(inputs, given)
 
     given = copy.deepcopy(inputs)
     differentiable = {path: at(given, path).requires_grad_() for path in grad}
@@ -121,41 +119,96 @@ def _observe_case(
     try:
         again = limited(lambda: exercise.drive(entry, given))
         if grad:
-            normalised = exercise.normalise(again) if exercise.normalise else again
-            gradients = limited(lambda: _gradients(leaves(normalised, exercise.returns), differentiable))
+            weights = cotangents(exercise, first)
+            gradients = limited(lambda: pull_back(leaves(again, exercise.returns), weights, differentiable))
     except KeyboardInterrupt:
         raise
     except BaseException as error:
-        failure = _failure(error)
+        failure = failure_of(error)
+    return observation(exercise, first, changed, again, gradients, failure)
+
+
+def observation(
+    exercise: Exercise,
+    first: Any,
+    changed: tuple[str, ...],
+    again: Any,
+    gradients: dict[str, Tensor | None],
+    failure: Failure | None,
+) -> Observation:
+    """What two calls with equal inputs amount to.
+
+    Args:
+        exercise: names the parts of an output and says how to normalise it.
+        first: the output of the first call, which nothing can change any more.
+        changed: inputs that the first call modified.
+        again: the output of the second call.
+        gradients: by the input's path; from the second call.
+        failure: what ended the second call or its gradients.
+    """
+    outputs = leaves(first, exercise.returns)
     repeats = failure is not None or (
-        all(_same(leaf, again_leaf) for leaf, again_leaf in _zip(outputs, leaves(again, exercise.returns)))
+        all(same(leaf, again_leaf) for leaf, again_leaf in _zip(outputs, leaves(again, exercise.returns)))
     )
-    timed_out = failure if failure and failure.kind == "time limit" else None
     return Observation(
         outputs=outputs,
-        canonical=canonical,
-        structure=structure,
+        canonical=_canonical(exercise, first),
+        structure=first,
         gradients=gradients,
-        failure=timed_out,
+        failure=failure if failure and failure.kind == "time limit" else None,
         gradient_failure=failure,
         changed=changed,
         repeats=repeats,
     )
 
 
-def _gradients(outputs: dict[str, Any], inputs: dict[str, Tensor]) -> dict[str, Tensor | None]:
-    """d(Σ outputs · cotangents) / d(inputs), the cotangents drawn from a fixed seed in the order of the outputs."""
+def changes(before: dict[str, Any], after: dict[str, Any]) -> tuple[str, ...]:
+    """The inputs that a call modified in place, by their dotted names."""
+    return tuple(name for name, old, new in _pairs(before, after) if not same(old, new))
+
+
+def cotangents(exercise: Exercise, output: Any) -> dict[str, Tensor]:
+    """By which weights the leaves of `output` are summed for the gradient, by name.
+
+    They are random, drawn from a fixed seed in the order of the normalised leaves, and taken back through
+    `normalise` where the exercise has one: whoever runs the answer need not know how its output is normalised.
+    """
     generator = torch.Generator().manual_seed(1)
-    terms = []
-    for leaf in outputs.values():
-        if isinstance(leaf, Tensor) and leaf.is_floating_point():
-            cotangent = torch.randn(leaf.shape, generator=generator, dtype=torch.float32)
-            if leaf.requires_grad:
-                terms.append((leaf * cotangent.to(leaf.dtype)).sum())
+    if exercise.normalise is None:
+        return _draw(leaves(output, exercise.returns), generator)
+    output = map_tensors(lambda leaf: leaf.clone().requires_grad_() if leaf.is_floating_point() else leaf, output)
+    raw = {name: leaf for name, leaf in leaves(output, exercise.returns).items() if _has_gradient(leaf)}
+    normalised = leaves(exercise.normalise(output), exercise.returns)
+    weights = _draw(normalised, generator)
+    terms = [(normalised[name] * weight).sum() for name, weight in weights.items() if normalised[name].requires_grad]
+    if not terms:
+        return {}
+    found = torch.autograd.grad(reduce(torch.add, terms), list(raw.values()), allow_unused=True)
+    return {name: weight for name, weight in zip(raw, found, strict=True) if weight is not None}
+
+
+def pull_back(
+    outputs: dict[str, Any], weights: dict[str, Tensor], inputs: dict[str, Tensor]
+) -> dict[str, Tensor | None]:
+    """d(Σ outputs · weights) / d(inputs); None for an input that no output depends on."""
+    terms = [(outputs[name] * weight).sum() for name, weight in weights.items() if _has_gradient(outputs.get(name))]
     if not terms:
         return dict.fromkeys(inputs)
     gradients = torch.autograd.grad(reduce(torch.add, terms), list(inputs.values()), allow_unused=True)
     return dict(zip(inputs, gradients, strict=True))
+
+
+def _draw(outputs: dict[str, Any], generator: torch.Generator) -> dict[str, Tensor]:
+    """A random weight for each floating-point leaf, in order."""
+    return {
+        name: torch.randn(leaf.shape, generator=generator, dtype=torch.float32).to(leaf.dtype)
+        for name, leaf in outputs.items()
+        if isinstance(leaf, Tensor) and leaf.is_floating_point()
+    }
+
+
+def _has_gradient(leaf: Any) -> bool:
+    return isinstance(leaf, Tensor) and leaf.is_floating_point() and leaf.requires_grad
 
 
 def _canonical(exercise: Exercise, output: Any) -> dict[str, Any]:
@@ -166,7 +219,8 @@ def _canonical(exercise: Exercise, output: Any) -> dict[str, Any]:
     return {name: frozen(leaf) for name, leaf in leaves(output, exercise.returns).items()}
 
 
-def _failure(error: BaseException) -> Failure:
+def failure_of(error: BaseException) -> Failure:
+    """Why a call that raised `error` returned nothing."""
     line, text = _own_line(error)
     if isinstance(error, TimeLimit):
         return Failure("time limit", "", line, text)
@@ -210,7 +264,8 @@ def _zip(first: dict[str, Any], second: dict[str, Any]) -> list[tuple[Any, Any]]
     return [(first[name], second.get(name)) for name in first]
 
 
-def _same(first: Any, second: Any) -> bool:
+def same(first: Any, second: Any) -> bool:
+    """Whether two leaves are equal to the last bit; NaN equals NaN."""
     if isinstance(first, Tensor) and isinstance(second, Tensor):
         if first.shape != second.shape or first.dtype != second.dtype:
             return False

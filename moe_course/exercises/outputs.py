@@ -1,5 +1,6 @@
 """Outputs as named leaves: tensors, numbers and strings in tuples, lists, dicts and dataclasses."""
 
+import copy
 import dataclasses
 from collections.abc import Callable
 from typing import Any
@@ -35,13 +36,19 @@ def leaves(output: Any, returns: tuple[str, ...] = (), name: str = "output", dep
 
 
 def map_tensors(function: Callable[[Tensor], Tensor], tree: Any) -> Any:
-    """`tree` with `function` applied to every tensor in its dicts, tuples and lists."""
+    """`tree` with `function` applied to every tensor in its dicts, tuples, lists and dataclasses."""
     if isinstance(tree, Tensor):
         return function(tree)
     if isinstance(tree, dict):
         return {key: map_tensors(function, value) for key, value in tree.items()}
     if type(tree) in (tuple, list):
         return type(tree)(map_tensors(function, value) for value in tree)
+    if dataclasses.is_dataclass(tree) and not isinstance(tree, type):
+        mapped = copy.copy(tree)  # not its __init__, which may check or compute
+        for field in dataclasses.fields(tree):
+            if hasattr(tree, field.name):
+                object.__setattr__(mapped, field.name, map_tensors(function, getattr(tree, field.name)))
+        return mapped
     return tree
 
 

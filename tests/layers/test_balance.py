@@ -56,6 +56,13 @@ def test_collapse_costs_e():
     assert kl_balance_loss(probs).item() == pytest.approx(math.log(4))
 
 
+def test_from_probabilities_alone_the_k_best_are_the_choices():
+    routing = _routing(30, 6, 3)
+    for top_k in (1, 3):
+        expected = load_balancing_loss(routing.probs, routing.expert_ids[:, :top_k])
+        assert compute_aux_loss(routing.probs, top_k).item() == pytest.approx(expected.item())
+
+
 def test_below_one_where_the_busy_expert_wins_narrowly():
     probs = torch.tensor([[0.51, 0.49]] * 6 + [[0.0, 1.0]] * 4)
     assert load_fraction(probs.argmax(-1, keepdim=True), 2).tolist() == pytest.approx([0.6, 0.4])

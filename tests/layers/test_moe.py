@@ -192,7 +192,7 @@ def test_bad_arguments_are_refused_with_a_remedy():
         "activation='relu' is unknown; choose 'gelu' or 'swiglu'",
         "d_ff=0 is not a size; choose d_ff ≥ 1",
         "num_experts=0 is not a size; choose num_experts ≥ 1",
-        "dispatch='magic' is unknown; choose one of 'loop', 'einsum', 'grouped', 'sorted'",
+        "dispatch='magic' is unknown; choose one of 'loop', 'einsum', 'grouped', 'sorted', 'triton'",
         WRONG_WIDTH.format("MoELayer"),
         WRONG_WIDTH.format("DenseFFN"),
     ], done.stderr

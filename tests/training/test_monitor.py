@@ -195,7 +195,7 @@ def test_router_entropy_weighs_tokens_not_calls():
 
 
 def test_entropy_of_sigmoid_scores_is_that_of_their_shares():
-    layer = MoELayer(8, 16, num_experts=4, top_k=2, score="sigmoid")
+    layer = MoELayer(8, 16, num_experts=6, top_k=2, score="sigmoid")  # six scores of 1/2
     nn.init.zeros_(layer.router.weight)
     with ExpertMonitor(layer) as monitor:
         layer(_tokens(6))
