@@ -81,12 +81,16 @@ def _leaf(name: str, got: Any, exact: Any, like: Any, dtype: torch.dtype) -> str
     if not finite.all():
         bad = got[~finite]
         what = "NaN" if bad.isnan().any() else "infinite"
+        if got.dim() == 0:
+            return f"{name} is {what}; expected {_show(exact)}"
         return f"{name}: {len(bad)} of {got.numel()} values are {what}, first at {_where(~finite)}"
     close = _close(got, exact, dtype)
     if close.all():
         return None
+    if got.dim() == 0:
+        return f"{name} is {_show(got)}; expected {_show(exact)}"
     wrong = int((~close).sum())
-    first = tuple((~close).nonzero()[0].tolist()) if got.dim() else ()
+    first = tuple((~close).nonzero()[0].tolist())
     return (
         f"{name}: {wrong} of {got.numel()} values are wrong; first {_where(~close)}: "
         f"got {_show(got[first])}, expected {_show(exact[first])}"
@@ -133,7 +137,7 @@ def _dtype(tensor: Tensor) -> str:
 
 
 def _where(mask: Tensor) -> str:
-    return f"[{', '.join(map(str, mask.nonzero()[0].tolist()))}]" if mask.dim() else "it"
+    return f"[{', '.join(map(str, mask.nonzero()[0].tolist()))}]"
 
 
 def _show(value: Any) -> str:

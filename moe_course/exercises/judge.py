@@ -63,7 +63,8 @@ class Verdict:
         """The diagnosis, or else what is wrong first; empty for a right answer."""
         if self.misconception:
             return self.misconception.says
-        return next((f"{f.check}: {f.message}" for f in self.findings if not f.passed), "")
+        failed = sorted((f for f in self.findings if not f.passed), key=lambda f: f.consequence)  # causes first
+        return f"{failed[0].check}: {failed[0].message}" if failed else ""
 
 
 def judge(exercise: Exercise, record: Record, seed: int) -> Verdict:

@@ -15,7 +15,8 @@ from IPython.display import display
 
 from moe_course.figures import style  # noqa: F401  registers the template
 
-CONFIG = {"displaylogo": False, "responsive": True}
+# Not "responsive": JupyterLab fits a figure to its width anyway, and with it a change of theme folds figures to no height.
+CONFIG = {"displaylogo": False}
 KNOB_WIDTH = "min(100%, 30em)"
 
 # ipywidgets puts the label above a row of buttons, out of line with the labels of sliders.

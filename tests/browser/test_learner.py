@@ -5,6 +5,7 @@ import re
 from playwright.sync_api import expect
 
 from moe_course.exercises import by_id
+from tests.browser.jupyter import DARK
 
 ROUTE = by_id("02.route")
 SIGNATURE = "def route(logits, top_k, score='softmax', renormalize=True):\n"
@@ -36,6 +37,7 @@ def test_a_learners_way_through_lesson_02(server, lessons, notebook):
 
     move_a_slider(notebook)
     answer_a_quiz(notebook)
+    change_the_theme(notebook)
     assert notebook.errors() == []
     assert notebook.console == []
 
@@ -76,3 +78,12 @@ def answer_a_quiz(notebook) -> None:
     expect(cell).to_contain_text("✗ Not this one.")
     cell.get_by_label("All logits double, and the expert stays the same").check()
     expect(cell).to_contain_text(re.compile("✓ Right"))
+
+
+def change_the_theme(notebook) -> None:
+    figure = notebook.cell("show(figures.").locator(".js-plotly-plot")
+    figure.scroll_into_view_if_needed()
+    height = figure.bounding_box()["height"]
+    notebook.command("apputils:change-theme", theme=DARK)
+    notebook.page.wait_for_timeout(2000)  # figures fit themselves to their new surroundings
+    assert figure.bounding_box()["height"] == height > 200

@@ -1,5 +1,6 @@
 """Whatever a learner hands to `check`, it answers with a sentence, never with a traceback, and never hangs."""
 
+import dataclasses
 import time
 
 import pytest
@@ -266,3 +267,18 @@ def test_module_exercise(answer, expected):
     )
     assert evaluate(exercise, Scale, 0).passed
     assert expected in say(exercise, answer)
+
+
+@pytest.mark.parametrize(
+    ("factor", "expected"), [(2.0, "output is 12; expected 6"), (float("nan"), "output is NaN; expected 6")]
+)
+def test_wrong_tensor_without_dimensions_is_shown_as_a_number(exercise, factor, expected):
+    total = dataclasses.replace(
+        exercise,
+        reference=lambda x: x.sum(),
+        cases=(Case("1 + 2 + 3", lambda generator: {"x": torch.tensor([1.0, 2.0, 3.0])}),),
+        misconceptions=(),
+        properties=(),
+        returns=(),
+    )
+    assert expected in say(total, lambda x: factor * x.sum())
