@@ -36,8 +36,8 @@ class Verdict:
 
     @property
     def over(self) -> float:
-        """How far above the bar, as a fraction of it; negative below."""
-        return self.measured / self.bar.limit - 1
+        """How far above the bar, as a fraction of it; negative below. Of a bar at 0, the measurement itself."""
+        return self.measured / self.bar.limit - 1 if self.bar.limit else self.measured
 
     @property
     def state(self) -> Literal["holds", "tie", "fails"]:

@@ -2,6 +2,7 @@
 
 import sys
 from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated
 
@@ -15,7 +16,11 @@ def bench(
     what: Annotated[str, typer.Argument(metavar="WHAT", help=f"What to measure: {', '.join(BENCHMARKS)}.")],
     size: Annotated[
         list[str] | None,
-        typer.Option(metavar="SIZE", help="Measure only at this size (S, M, L, F, P or E); may be repeated."),
+        typer.Option(
+            metavar="SIZE",
+            help="Measure only at this size (layer: S, M, L, F, P or E; kernel: olmoe, mixtral or decode); "
+            "may be repeated.",
+        ),
     ] = None,
     repeats: Annotated[
         int, typer.Option(min=1, help="Rounds, each with one sample of everything; the median counts.")
@@ -40,6 +45,10 @@ def bench(
     active FLOPs (= 1), the layers of transformers and the loops of tutorials.
     One thread, float32, interleaved rounds, the median of their ratios. It takes
     several minutes; with [bold]--size S --size P[/bold] one.
+
+    [bold]moe-course bench kernel[/bold]: the Triton kernels, compiled for A100 and H100
+    on any Linux machine: registers, spills, instructions, and how fast memory and
+    tensor cores would let them be. With a GPU, timed on it as well.
     """
     if what not in BENCHMARKS:
         raise unknown_name("benchmark", what, BENCHMARKS)
@@ -52,6 +61,11 @@ def bench(
     for file in (plot, json):
         if file and file != "-" and not Path(file).absolute().parent.is_dir():
             raise CommandError(f"{file} cannot be written: its folder does not exist; create it first")
+
+    if what == "kernel" and find_spec("triton") is None:
+        from moe_course.kernels import why_unavailable
+
+        raise CommandError(f"there is nothing to compile with: {why_unavailable()}")
 
     from rich.console import Console
 

@@ -1,5 +1,8 @@
 """The experts: E feed-forward networks of one shape, stacked in two tensors."""
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
@@ -15,11 +18,20 @@ from moe_course.layers.ffn import (
 )
 from moe_course.layers.sorted import sorted_dispatch
 
-DISPATCHES = {
+
+def _triton_dispatch(*arguments: Any) -> Tensor:
+    """`moe_course.kernels.triton_dispatch`; Triton is imported only where somebody asks for it."""
+    from moe_course.kernels import triton_dispatch
+
+    return triton_dispatch(*arguments)
+
+
+DISPATCHES: dict[str, Callable[..., Tensor]] = {
     "loop": loop_dispatch,
     "einsum": einsum_dispatch,
     "grouped": grouped_dispatch,
     "sorted": sorted_dispatch,
+    "triton": _triton_dispatch,
 }
 
 
@@ -73,13 +85,14 @@ class Experts(nn.Module):
             x: tokens, (T, D).
             expert_ids: the K experts of each token, (T, K).
             expert_weights: their weights, (T, K).
-            dispatch: how: "loop", "einsum", "grouped" or "sorted". Same result, different cost.
+            dispatch: how: "loop", "einsum", "grouped", "sorted" or "triton". Same result, different cost.
 
         Returns:
             (T, D).
 
         Raises:
             ValueError: shapes that do not fit together, or an unknown dispatch.
+            RuntimeError: dispatch is "triton" and Triton does not run here.
         """
         check_last_dimension(x, self.w_in.shape[-1], "Experts")
         run = DISPATCHES[check_dispatch_name(dispatch)]
@@ -94,4 +107,8 @@ def check_dispatch_name(dispatch: str) -> str:
     if dispatch not in DISPATCHES:
         known = ", ".join(map(repr, DISPATCHES))
         raise ValueError(f"dispatch={dispatch!r} is unknown; choose one of {known}")
+    if dispatch == "triton":
+        from moe_course.kernels.availability import require_triton
+
+        require_triton()
     return dispatch

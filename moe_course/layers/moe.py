@@ -22,10 +22,14 @@ class MoELayer(nn.Module):
         activation: "gelu" or "swiglu".
         score: "softmax" or "sigmoid".
         renormalize: make the K weights of a token sum to 1.
-        dispatch: "sorted" (the fast one), "grouped", "einsum" or "loop". Same result, different cost.
+        dispatch: "sorted" (the fast one), "grouped", "einsum" or "loop", or "triton": the kernels of
+            `moe_course.kernels`, for a GPU. Same result, different cost. On a GPU "sorted" is PyTorch's grouped GEMM;
+            the kernels are not chosen for you, because they were never timed against it. `moe-course bench kernel`
+            times both on your GPU.
 
     Raises:
         ValueError: top_k is not within 1 to num_experts, or a name is unknown.
+        RuntimeError: dispatch is "triton" and Triton does not run here.
 
     Source: Shazeer et al., arXiv 1701.06538; Fedus et al. (Switch), arXiv 2101.03961.
     """
