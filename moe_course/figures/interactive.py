@@ -15,7 +15,8 @@ from IPython.display import display
 
 from moe_course.figures import style  # noqa: F401  registers the template
 
-# Not "responsive": JupyterLab fits a figure to its width anyway, and with it a change of theme folds figures to no height.
+# Not "responsive": JupyterLab fits a figure to its width anyway, and would fold a responsive one to no height when the
+# theme changes.
 CONFIG = {"displaylogo": False}
 KNOB_WIDTH = "min(100%, 30em)"
 
