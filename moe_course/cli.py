@@ -15,6 +15,8 @@ from moe_course.commands.bench import bench
 from moe_course.commands.build import build
 from moe_course.commands.check import check
 from moe_course.commands.doctor import doctor
+from moe_course.commands.grade import grade
+from moe_course.commands.gradescope import gradescope
 from moe_course.commands.lab import lab
 
 EXIT_CODES = (
@@ -32,7 +34,11 @@ app = typer.Typer(
     epilog=EXIT_CODES,
 )
 
-PANELS: dict[str, list[Callable[..., None]]] = {"Learn": [lab, check, doctor], "Make the course": [build, bench]}
+PANELS: dict[str, list[Callable[..., None]]] = {
+    "Learn": [lab, check, doctor],
+    "Teach": [grade, gradescope],
+    "Make the course": [build, bench],
+}
 for panel, commands in PANELS.items():
     for command in commands:
         app.command(rich_help_panel=panel)(command)

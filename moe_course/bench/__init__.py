@@ -6,4 +6,6 @@ when asked for, since the command line's help should not wait for torch. Its mod
 
 BENCHMARKS: dict[str, str] = {
     "layer": "moe_course.bench.layer:run",
+    "grade": "moe_course.bench.grade:run",
+    "kernel": "moe_course.bench.kernel:run",
 }

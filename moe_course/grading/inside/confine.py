@@ -1,0 +1,97 @@
+"""Takes a process's rights away: its own files, processes and memory, and not one privilege more. Linux only.
+
+The calls that Python does not offer go through libc; each raises OSError when the kernel refuses.
+"""
+
+import ctypes
+import os
+import resource
+import struct
+from pathlib import Path
+
+NEW_MOUNTS, NEW_IPC, NEW_PROCESSES = 0x00020000, 0x08000000, 0x20000000  # CLONE_NEWNS, _NEWIPC, _NEWPID
+NO_SUID, NO_DEV, PRIVATE_TREE = 2, 4, 0x4000 | 0x40000  # mount flags
+MEMORY = 2 << 30  # bytes that a student's process may ask for beyond what it starts with
+PRIVATE_FILES = 32 << 20  # bytes of its /tmp
+FILE_SIZE = 16 << 20
+PROCESSES = 32  # threads count, too
+DESCRIPTORS = 64
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+def new_process_space() -> None:
+    """The next child starts a process space of its own; when it ends, the kernel ends all that are left in it."""
+    _call("unshare", NEW_PROCESSES)
+
+
+def back_to_own_process_space(descriptor: int) -> None:
+    """Children start in this process's own space again; `descriptor` is of /proc/self/ns/pid."""
+    _call("setns", descriptor, NEW_PROCESSES)
+
+
+def private_files() -> None:
+    """Empty temporary folders that nobody else sees, gone with the process; a /proc of its own processes only."""
+    _call("unshare", NEW_MOUNTS | NEW_IPC)
+    _mount(b"none", b"/", None, PRIVATE_TREE, None)
+    size = b"mode=1777,size=%d" % PRIVATE_FILES
+    for folder in (b"/tmp", b"/dev/shm"):
+        _mount(b"tmpfs", folder, b"tmpfs", NO_SUID | NO_DEV, size)
+    _mount(b"proc", b"/proc", b"proc", NO_SUID | NO_DEV, None)
+
+
+def limit_resources(seconds: int) -> None:
+    """Bounds on processor time, memory, files and processes, for this process and each that it starts."""
+    limits = {
+        resource.RLIMIT_CPU: seconds,
+        resource.RLIMIT_AS: _virtual_memory() + MEMORY,
+        resource.RLIMIT_FSIZE: FILE_SIZE,
+        resource.RLIMIT_NOFILE: DESCRIPTORS,
+        resource.RLIMIT_NPROC: PROCESSES,
+        resource.RLIMIT_CORE: 0,
+    }
+    for kind, most in limits.items():
+        hard = resource.getrlimit(kind)[1]
+        most = most if hard == resource.RLIM_INFINITY else min(most, hard)
+        resource.setrlimit(kind, (most, most))
+
+
+def become(user: int) -> None:
+    """Give up root for an unprivileged user, whom the limit on processes applies to."""
+    os.setgroups([])
+    os.setresgid(user, user, user)
+    os.setresuid(user, user, user)
+
+
+def drop_privileges() -> None:
+    """No capability is left, and none can come back, not even through a set-user-id program."""
+    no_new_privileges()
+    head = struct.pack("Ii", 0x20080522, 0)
+    _call("capset", head, bytes(24))
+
+
+def no_new_privileges() -> None:
+    """Starting a program grants nothing."""
+    set_no_new_privileges = 38
+    _call("prctl", set_no_new_privileges, 1, 0, 0, 0)
+
+
+def adopt_orphans() -> None:
+    """Processes whose parents end become children of this one, so that it can end them."""
+    set_child_subreaper = 36
+    _call("prctl", set_child_subreaper, 1, 0, 0, 0)
+
+
+def _virtual_memory() -> int:
+    pages = int(Path("/proc/self/statm").read_text().split()[0])
+    return pages * resource.getpagesize()
+
+
+def _mount(source: bytes, target: bytes, kind: bytes | None, flags: int, data: bytes | None) -> None:
+    _call("mount", source, target, kind, ctypes.c_ulong(flags), data)
+
+
+def _call(name: str, *arguments: object) -> None:
+    if getattr(_libc, name)(*arguments) != 0:
+        number = ctypes.get_errno()
+        raise OSError(number, f"{name}: {os.strerror(number)}")

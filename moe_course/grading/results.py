@@ -1,0 +1,152 @@
+"""Results as plain data: what a worker hands over, what the report is written from, what a resumed run reads again.
+
+What a student must not see is left out here already: expected values, and the inputs that an answer was called with.
+"""
+
+import dataclasses
+import inspect
+import json
+import os
+import re
+import textwrap
+import zlib
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from moe_course.exercises import by_id
+from moe_course.exercises.judge import Finding
+
+from .examine import Outcome
+from .likeness import fingerprint, normalised
+
+STATUSES = ("graded", "not attempted", "timeout", "out of memory", "crashed", "unreadable", "missing")
+SHINGLE = 5  # tokens in a row, by which answers are compared
+
+
+@dataclass(frozen=True)
+class ExerciseResult:
+    """One row of the grades: one student, one exercise."""
+
+    id: str
+    title: str
+    max_points: int
+    status: str
+    points: float = 0.0
+    message: str = ""
+    misconception: str = ""
+    says: str = ""
+    findings: list[dict[str, Any]] = field(default_factory=list)
+    hints: list[str] = field(default_factory=list)
+    frames: list[list[Any]] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    fingerprint: str = ""
+    like_reference: bool = False
+    shingles: list[int] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Result:
+    """One student's submission to one lesson."""
+
+    student: str
+    lesson: str
+    name: str
+    key: str  # of what it depends on; a resumed run trusts a result with the key it would get now
+    level: str
+    exercises: list[ExerciseResult]
+    notes: list[str] = field(default_factory=list)
+    seconds: float = 0.0
+    cpu: float = 0.0  # seconds of processor time, of the student's process and the grader's
+
+    @property
+    def points(self) -> float:
+        return round(sum(exercise.points for exercise in self.exercises), 2)
+
+    @property
+    def max_points(self) -> int:
+        return sum(exercise.max_points for exercise in self.exercises)
+
+
+def result_of(outcomes: dict[str, Outcome], notes: list[str]) -> dict[str, Any]:
+    """Outcomes as JSON."""
+    exercises = [exercise_result(key, outcome) for key, outcome in outcomes.items()]
+    return {"exercises": [dataclasses.asdict(each) for each in exercises], "notes": notes}
+
+
+def exercise_result(exercise_id: str, outcome: Outcome) -> ExerciseResult:
+    """What is to be kept of an outcome."""
+    exercise = by_id(exercise_id)
+    assert exercise is not None
+    verdict = outcome.verdict
+    known = verdict.misconception if verdict else None
+    text = outcome.answer.text
+    message = outcome.message or (_first(verdict.findings) if verdict else "")
+    return ExerciseResult(
+        id=exercise.id,
+        title=exercise.title,
+        max_points=exercise.points,
+        status=outcome.status,
+        points=outcome.points,
+        message=redacted(message),
+        misconception=known.id if known else "",
+        says=known.says if known else "",
+        findings=[_kept(finding) for finding in verdict.findings] if verdict else [],
+        hints=[] if outcome.passed else list(exercise.hints),
+        frames=outcome.frames,
+        notes=outcome.notes or list(outcome.answer.notes),
+        fingerprint=fingerprint(text) if text else "",
+        like_reference=bool(text) and fingerprint(text) == _reference_fingerprint(exercise_id),
+        shingles=shingles(text),
+    )
+
+
+def redacted(message: str) -> str:
+    """A check's message without the values that were expected: those are the answer to a hidden input."""
+    message = re.sub(r"; first (?:\[[^\]]*\]|it): got .*", "", message, flags=re.DOTALL)
+    return re.sub(r"( is )(?!a |an |None)([^;]*); expected (?!a |an |a$)\S.*$", r"\1\2, which is wrong", message)
+
+
+def shingles(text: str) -> list[int]:
+    """Hashes of all runs of some tokens of an answer, names normalised: what two similar answers share."""
+    tokens = normalised(text)
+    runs = {" ".join(tokens[i : i + SHINGLE]) for i in range(len(tokens) - SHINGLE + 1)}
+    return sorted(zlib.crc32(run.encode()) for run in runs)[:2000]
+
+
+def write_json(path: Path, data: Any) -> None:
+    """Write a file that is either whole or not there."""
+    fresh = path.with_name(f".{path.name}.{os.getpid()}")
+    fresh.write_text(json.dumps(data, indent=1), encoding="utf-8")
+    os.replace(fresh, path)
+
+
+def read_result(path: Path) -> Result | None:
+    """A result of an earlier run; None where there is none, or not a whole one."""
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+        exercises = [ExerciseResult(**each) for each in data.pop("exercises")]
+        return Result(exercises=exercises, **data)
+    except (OSError, ValueError, TypeError, KeyError, AttributeError):
+        return None
+
+
+def _kept(finding: Finding) -> dict[str, Any]:
+    kept = {"check": finding.check, "passed": finding.passed, "message": redacted(finding.message)}
+    return kept | {"consequence": finding.consequence}
+
+
+def _first(findings: tuple[Finding, ...]) -> str:
+    failing = [f for f in findings if not f.passed]
+    causes = [f for f in failing if not f.consequence] or failing
+    return f"{causes[0].check}: {causes[0].message}" if causes else ""
+
+
+@cache
+def _reference_fingerprint(exercise_id: str) -> str:
+    exercise = by_id(exercise_id)
+    try:
+        return fingerprint(textwrap.dedent(inspect.getsource(exercise.reference))) if exercise else ""
+    except (OSError, TypeError):
+        return ""

@@ -1,0 +1,210 @@
+"""A run from the command line: its report, and that it resumes, repeats itself and ends well when it is stopped."""
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pytest
+from typer.testing import CliRunner
+
+from moe_course.cli import app
+from moe_course.commands import CommandError
+from moe_course.grading.files import slug
+from moe_course.grading.results import Result, read_result
+from moe_course.grading.sandbox import LEVELS
+from moe_course.grading.summary import alike
+from tests.grading.conftest import hand_in, notebook
+
+COMMAND = [sys.executable, "-m", "moe_course", "grade"]
+
+
+@pytest.fixture(scope="module")
+def school(tmp_path_factory, solved) -> Path:
+    """Five students: one solves all, one has a misconception, one copied, one did nothing, one handed in rubbish."""
+    folder = tmp_path_factory.mktemp("school") / "class"
+    wrong = solved["02.tokens_per_expert"].replace(", minlength=num_experts", "")
+    raises = "def gate_jacobian(*args, **kwargs):\n    raise ValueError('<b>no</b>')"
+    hand_in(folder, "ada", notebook(solved))
+    hand_in(folder, "bob", notebook(solved | {"02.tokens_per_expert": wrong, "02.gate_jacobian": raises}))
+    hand_in(folder, "cy", notebook({k: v.replace("weights", "w_") for k, v in solved.items() if k != "02.route"}))
+    hand_in(folder, "=dora+1", notebook({}))
+    hand_in(folder, "eve..", "rubbish")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def report(school) -> Path:
+    """The report on them, which a run wrote that was first killed, then interrupted, then let go on."""
+    out = school.parent / "report"
+    command = [*COMMAND, str(school), "--out", str(out), "--jobs", "1"]
+    (school.parent / "scratch").mkdir()
+    scratch = str(school.parent / "scratch")
+    for how, number in ((signal.SIGKILL, 1), (signal.SIGINT, 2)):
+        process = subprocess.Popen(
+            command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=os.environ | {"TMPDIR": scratch}
+        )
+        deadline = time.monotonic() + 200
+        while len(list(out.glob("results/*.json"))) < number and time.monotonic() < deadline:
+            time.sleep(0.02)
+        process.send_signal(how)
+        _, errors = process.communicate(timeout=60)
+        assert "Traceback" not in errors
+        assert process.returncode == (-signal.SIGKILL if how == signal.SIGKILL else 130)
+    assert "Interrupted" in (out / "summary.html").read_text(encoding="utf-8")
+    assert 0 < len(rows(out)) < 5 * 7
+    # What a killed run could leave half-written does not count.
+    half = sorted(out.glob("results/*.json"))[0]
+    half.write_text(half.read_text(encoding="utf-8")[:200], encoding="utf-8")
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert "5 of 5 submissions graded" in done.stdout and "from an earlier run" in done.stdout
+    return out
+
+
+def test_a_run_that_was_killed_leaves_no_files_behind(report):
+    deadline = time.monotonic() + 60
+    while list((report.parent / "scratch").iterdir()) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert list((report.parent / "scratch").iterdir()) == []
+
+
+def rows(out: Path) -> list[dict[str, str]]:
+    with (out / "grades.csv").open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_the_grades(report):
+    totals = {row["student"]: float(row["points"]) for row in rows(report) if row["exercise"] == "total"}
+    assert totals["ada"] == 12 and totals["cy"] == 9 and totals["'=dora+1"] == 0 and totals["eve.."] == 0
+    assert 6 < totals["bob"] < 12
+    assert {row["isolation"] for row in rows(report) if row["student"] == "ada"} == {"bubblewrap"}
+    assert len(rows(report)) == 5 * 7
+
+
+def test_an_interrupted_run_and_a_repetition_have_the_same_scores(report, school):
+    before = (report / "grades.csv").read_bytes()
+    done = CliRunner().invoke(app, ["grade", str(school), "--out", str(report), "--recheck", "--jobs", "1"])
+    assert done.exit_code == 0, done.output
+    assert "0 differences" in done.output
+    assert (report / "grades.csv").read_bytes() == before
+
+
+def test_a_students_page_teaches_and_gives_nothing_away(report):
+    page = (report / "feedback" / "bob.html").read_text(encoding="utf-8")
+    assert "Diagnosis." in page and "Hint 3 of 3" in page
+    assert "&lt;b&gt;no&lt;/b&gt;" in page and "raise ValueError" in page and "line 2" in page
+    assert "; expected 0" not in page and "called with" not in page and "got " not in page
+    assert "prefers-color-scheme: dark" in page
+    assert "http" not in page.replace("http-equiv", "")
+
+
+def test_the_summary_names_what_an_instructor_wants_to_know(report):
+    page = (report / "summary.html").read_text(encoding="utf-8")
+    assert "5 students" in page and "Commonest misconceptions" in page and "Interrupted" not in page
+    assert "Weak isolation" not in page
+    bob = read_result(report / "results" / "bob.02.json")
+    assert bob is not None and any(row.misconception for row in bob.exercises)
+    said = next(row.says for row in bob.exercises if row.misconception)
+    assert said.split("`")[0][:40] in page
+
+
+def test_gradescopes_results_have_the_documented_form(report):
+    data = json.loads((report / "gradescope" / "bob" / "results.json").read_text(encoding="utf-8"))
+    assert check_gradescope(data) == 6
+    assert data["score"] == pytest.approx(sum(test["score"] for test in data["tests"]))
+
+
+def check_gradescope(data: dict) -> int:
+    """The number of tests in a results.json; asserts what Gradescope's specification asks of one."""
+    known = {"score", "execution_time", "output", "output_format", "test_output_format", "test_name_format"}
+    known |= {"visibility", "stdout_visibility", "extra_data", "tests", "leaderboard"}
+    assert data.keys() <= known and isinstance(data["score"], int | float)
+    each = {"score", "max_score", "status", "name", "name_format", "number", "output", "output_format", "tags"}
+    each |= {"visibility", "extra_data"}
+    for test in data.get("tests", []):
+        assert test.keys() <= each and 0 <= test["score"] <= test["max_score"]
+        assert test["status"] in ("passed", "failed") and test["visibility"] == "visible"
+        assert test["output_format"] in ("text", "html", "simple_format", "md", "ansi")
+        assert isinstance(test["tags"], list) and isinstance(test["number"], str)
+    return len(data.get("tests", []))
+
+
+def test_junit_xml_counts_what_failed(report):
+    root = ElementTree.parse(report / "junit.xml").getroot()
+    failures = {suite.get("name"): int(suite.get("failures")) for suite in root}
+    assert failures["ada: lesson 02"] == 0 and failures["bob: lesson 02"] == 2
+    assert sum(len(suite.findall("testcase")) for suite in root) == 5 * 6
+
+
+def test_copies_are_named_though_names_were_changed(report):
+    results = [read_result(path) for path in sorted((report / "results").glob("*.json"))]
+    groups = alike([result for result in results if result is not None])
+    assert all({"ada", "bob"} & set(names) for _, names, _ in groups)
+
+
+def test_a_damaged_or_foreign_result_does_not_count(tmp_path):
+    for text in ("", "[]", "{", '{"exercises": [3]}', '{"exercises": []}'):
+        (tmp_path / "x.json").write_text(text)
+        assert read_result(tmp_path / "x.json") is None
+
+
+def test_file_names_of_students_stay_apart_and_inside():
+    names = ["ada", "Ada", "../ada", "ada/", "a" * 300, "", "ada\0", "αδα", "CON.."]
+    slugs = [slug(name) for name in names]
+    assert len(set(slugs)) == len(names)
+    assert all(each and not set(each) & set("/\\.\0") and len(each) < 80 for each in slugs)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["nowhere", "--out", "{tmp}/r"], "there is no nowhere"),
+        (["{tmp}/empty", "--out", "{tmp}/r"], "holds no notebook"),
+        (["{class}", "--out", "{tmp}/full"], "something else than a grading run"),
+        (["{class}", "--out", "{tmp}/r", "--recheck"], "holds no grading run to recheck"),
+        (["{class}", "--out", "{tmp}/r", "--lesson", "77"], "lesson 77 has no exercises"),
+        (["{class}", "--out", "{report}", "--seed", "5"], "holds a run with seed"),
+    ],
+)
+def test_what_the_user_got_wrong_is_told(tmp_path, school, report, arguments, says):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "thesis.tex").write_text("x")
+    places = {"{tmp}": tmp_path, "{class}": school, "{report}": report}
+    for name, place in places.items():
+        arguments = [each.replace(name, str(place)) for each in arguments]
+    result = CliRunner().invoke(app, ["grade", *arguments])
+    assert isinstance(result.exception, CommandError) and says in str(result.exception)
+
+
+def test_without_bubblewrap_it_grades_and_warns_loudly(tmp_path, solved, monkeypatch):
+    hand_in(tmp_path / "class", "ada", notebook(solved))
+    orphan = "import subprocess\ndef tokens_per_expert(expert_ids, num_experts):\n"
+    orphan += "    subprocess.Popen(['sleep', '876543'], start_new_session=True)\n"
+    hand_in(tmp_path / "class", "eve", notebook({"02.tokens_per_expert": orphan}))
+    monkeypatch.setenv("PATH", str(tmp_path))  # where no bwrap is
+    done = CliRunner().invoke(app, ["grade", str(tmp_path / "class"), "--out", str(tmp_path / "report"), "--jobs", "1"])
+    assert done.exit_code == 0, done.output
+    level = list(LEVELS)[-1]
+    assert f"Weak isolation ({level})" in done.output
+    assert f"Weak isolation ({level})" in (tmp_path / "report" / "summary.html").read_text(encoding="utf-8")
+    ada: Result | None = read_result(tmp_path / "report" / "results" / "ada.02.json")
+    assert ada is not None and ada.points == 12 and ada.level == level
+    assert b"876543" not in b"".join(commands())
+
+
+def commands() -> list[bytes]:
+    """The command lines of all processes."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            found.append(path.read_bytes())
+        except OSError:
+            continue
+    return found
