@@ -49,6 +49,9 @@ def bench(
     [bold]moe-course bench kernel[/bold]: the Triton kernels, compiled for A100 and H100
     on any Linux machine: registers, spills, instructions, and how fast memory and
     tensor cores would let them be. With a GPU, timed on it as well.
+
+    [bold]moe-course bench grade[/bold]: submissions a minute and core, against nbgrader on
+    the same notebooks.
     """
     if what not in BENCHMARKS:
         raise unknown_name("benchmark", what, BENCHMARKS)

@@ -80,13 +80,16 @@ def judge(exercise: Exercise, record: Record, seed: int) -> Verdict:
         return Verdict(exercise, "not attempted", (), printed=record.printed)
     expected = _expected(exercise, seed)
     inputs = _inputs(exercise, seed)
+    wrong = {case.name: _values_wrong(case.name, seen, expected) for case in exercise.cases}
+    # An answer that does nothing at all leaves its inputs alone, too, and always does the same.
+    idle = None if None in wrong.values() else _NO_CASE
     findings = [
-        _finding("leaves its inputs as they were", _changed(seen)),
-        _finding("same inputs, same answer", _fickle(seen)),
+        _finding("leaves its inputs as they were", _changed(seen) or idle),
+        _finding("same inputs, same answer", _fickle(seen) or idle),
     ]
     for case in exercise.cases:
         given = describe(inputs[case.name])
-        findings.append(_finding(case.name, _values_wrong(case.name, seen, expected), given))
+        findings.append(_finding(case.name, wrong[case.name], given))
         if case.grad:
             findings.append(_finding(f"{case.name}: gradients", _gradients_wrong(case.name, seen, expected), given))
     findings += [_finding(law.name, _law_broken(exercise, law.broken, seen, seed)) for law in exercise.properties]
@@ -126,10 +129,11 @@ def _mistaken(exercise: Exercise, wrong: Callable[..., Any], seed: int) -> dict[
 _NOT_REACHED = "not reached"
 _NO_OUTPUT = "no output to look at"
 _NO_FORM = "the output has not the form asked for"
+_NO_CASE = "counts once the values of a case are right"
 
 
 def _finding(check: str, wrong: str | None, inputs: str = "") -> Finding:
-    consequence = wrong is not None and wrong.endswith((_NOT_REACHED, _NO_OUTPUT, _NO_FORM))
+    consequence = wrong is not None and wrong.endswith((_NOT_REACHED, _NO_OUTPUT, _NO_FORM, _NO_CASE))
     return Finding(check, wrong is None, wrong or "", inputs, consequence)
 
 

@@ -282,3 +282,9 @@ def test_wrong_tensor_without_dimensions_is_shown_as_a_number(exercise, factor, 
         returns=(),
     )
     assert expected in say(total, lambda x: factor * x.sum())
+
+
+def test_answer_with_no_right_value_gets_no_points_for_its_manners(exercise):
+    nothing = evaluate(dataclasses.replace(exercise, properties=()), lambda logits, top_k: None, 0)
+    assert nothing.status == "failed" and nothing.points == 0
+    assert "is a `return` missing?" in nothing.message
