@@ -82,7 +82,9 @@ def test_every_exercise_can_be_asked_inside(exercise: Exercise):
     assert pieces((reference_of(exercise.reference),))
 
 
-@pytest.mark.parametrize("exercise", [each for number in ("01", "02", "03") for each in LESSONS[number]], ids=lambda each: each.id)
+@pytest.mark.parametrize(
+    "exercise", [each for number in ("01", "02", "03") for each in LESSONS[number]], ids=lambda each: each.id
+)
 def test_a_reference_that_is_sent_along_is_the_reference(exercise: Exercise, monkeypatch):
     module, name = reference_of(exercise.reference)
     monkeypatch.setattr(child, "_module", _fresh_modules())
