@@ -81,7 +81,7 @@ ALTERED: dict[str, tuple[Any, Any, float, str]] = {
     "deleted": (None, _without_counts, 11, ""),
     "renamed": (_renamed, None, 12, "called my_own_name, not tokens_per_expert"),
     "foreign-kernel": (None, lambda d: d | {"metadata": {"kernelspec": {"language": "R"}}}, 12, "not Python's"),
-    "twice-wrong-last": (None, _plus(_cell(WRONG)), 11.2, "the last definition counts"),
+    "twice-wrong-last": (None, _plus(_cell(WRONG)), 11, "the last definition counts"),
     "twice-right-last": (None, _plus(_cell(WRONG), first=True), 12, "the last definition counts"),
     "copied-cell": (None, lambda d: d | {"cells": [c for c in d["cells"] for _ in "12"]}, 12, "last definition counts"),
     "odd-cells": (None, _plus(1, None, "x", [], {"cell_type": "code", "source": 3}), 12, "were passed over"),
