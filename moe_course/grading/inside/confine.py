@@ -7,10 +7,11 @@ import ctypes
 import os
 import resource
 import struct
+import sys
 from pathlib import Path
 
 NEW_MOUNTS, NEW_IPC, NEW_PROCESSES = 0x00020000, 0x08000000, 0x20000000  # CLONE_NEWNS, _NEWIPC, _NEWPID
-NO_SUID, NO_DEV, PRIVATE_TREE = 2, 4, 0x4000 | 0x40000  # mount flags
+NO_SUID, NO_DEV, BIND, PRIVATE_TREE = 2, 4, 0x1000, 0x4000 | 0x40000  # mount flags
 MEMORY = 2 << 30  # bytes that a student's process may ask for beyond what it starts with
 PRIVATE_FILES = 32 << 20  # bytes of its /tmp
 FILE_SIZE = 16 << 20
@@ -35,9 +36,18 @@ def private_files() -> None:
     _call("unshare", NEW_MOUNTS | NEW_IPC)
     _mount(b"none", b"/", None, PRIVATE_TREE, None)
     size = b"mode=1777,size=%d" % PRIVATE_FILES
+    hidden = {prefix: os.open(prefix, os.O_PATH) for prefix in {sys.prefix, sys.base_prefix} if _is_temporary(prefix)}
     for folder in (b"/tmp", b"/dev/shm"):
         _mount(b"tmpfs", folder, b"tmpfs", NO_SUID | NO_DEV, size)
+    for prefix, descriptor in hidden.items():  # a Python that lives in /tmp still has modules to load
+        os.makedirs(prefix)
+        _mount(b"/proc/self/fd/%d" % descriptor, os.fsencode(prefix), None, BIND, None)
+        os.close(descriptor)
     _mount(b"proc", b"/proc", b"proc", NO_SUID | NO_DEV, None)
+
+
+def _is_temporary(path: str) -> bool:
+    return os.path.realpath(path).startswith("/tmp/")
 
 
 def limit_resources(seconds: int) -> None:
