@@ -13,7 +13,7 @@ __version__ = "0.1.0"
 __all__ = ["Question", "check", "quiz", "show", "sliders"]
 
 # Importing this optional dependency of jsonschema costs more than 2 s in every process that reads a notebook
-# or shows a FigureWidget (jsonschema #1428). `None` makes the import fail at once, which jsonschema expects.
+# (jsonschema #1428). `None` makes the import fail at once, which jsonschema expects.
 sys.modules.setdefault("rfc3987_syntax", None)  # type: ignore[arg-type]
 
 
