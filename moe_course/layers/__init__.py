@@ -16,6 +16,7 @@ from moe_course.layers.accounting import (
     parameter_table,
     total_parameters,
 )
+from moe_course.layers.attention import CausalSelfAttention, KVCache, apply_rotary
 from moe_course.layers.balance import (
     compute_aux_loss,
     gshard_balance_loss,
@@ -26,6 +27,13 @@ from moe_course.layers.balance import (
     mean_probability,
     model_balance_loss,
     router_z_loss,
+)
+from moe_course.layers.capacity import (
+    CapacityRouter,
+    CappedRouting,
+    cap_routing,
+    expert_capacity,
+    position_in_expert,
 )
 from moe_course.layers.dispatch import einsum_dispatch, grouped_dispatch, loop_dispatch
 from moe_course.layers.experts import Experts
@@ -45,32 +53,49 @@ from moe_course.layers.gating import (
     selection_probability,
     smooth_load,
 )
+from moe_course.layers.generation import generate
 from moe_course.layers.moe import MoELayer
 from moe_course.layers.published import PUBLISHED
 from moe_course.layers.router import Router, Routing, top_k_routing
+from moe_course.layers.slots import capped_einsum_dispatch, dispatch_and_combine, expected_drop_rate, slot_usage
 from moe_course.layers.sorted import sorted_dispatch
+from moe_course.layers.transformer import MoETransformer, TransformerConfig, TransformerOutput, model_config
 
 __all__ = [
     "PUBLISHED",
     "Activation",
+    "CapacityRouter",
+    "CappedRouting",
+    "CausalSelfAttention",
     "DenseFFN",
     "Experts",
     "JitteredRouter",
+    "KVCache",
     "MoELayer",
+    "MoETransformer",
     "ModelConfig",
     "NoisyRouting",
     "NoisyTopKRouter",
     "Router",
     "Routing",
+    "TransformerConfig",
+    "TransformerOutput",
     "active_parameters",
+    "apply_rotary",
+    "cap_routing",
+    "capped_einsum_dispatch",
     "compute_aux_loss",
     "cv_squared",
+    "dispatch_and_combine",
     "einsum_dispatch",
+    "expected_drop_rate",
+    "expert_capacity",
     "ffn",
     "ffn_flops",
     "ffn_parameters",
     "flops_per_token",
     "flops_table",
+    "generate",
     "grouped_dispatch",
     "gshard_balance_loss",
     "importance",
@@ -85,13 +110,16 @@ __all__ = [
     "max_violation",
     "mean_probability",
     "model_balance_loss",
+    "model_config",
     "moe_flops",
     "moe_parameters",
     "noisy_top_k_routing",
     "parameter_table",
+    "position_in_expert",
     "router_saturation",
     "router_z_loss",
     "selection_probability",
+    "slot_usage",
     "smooth_load",
     "sorted_dispatch",
     "top_k_routing",
