@@ -1,10 +1,13 @@
-"""Loads the MoE blocks of published models into `MoELayer`, from a transformers module or from its tensors alone.
+"""Loads published models: a whole one into `MoETransformer`, or one MoE block into `MoELayer`.
 
+    model = load_transformer(MixtralForCausalLM.from_pretrained(folder))
     layer = load_moe_block(model.model.layers[3].mlp)
     layer = load_moe_state_dict(tensors, prefix="model.layers.3.", top_k=8, renormalize=False)
 
 Mixtral, OLMoE and Qwen3-MoE are the models whose block is a softmax router over SwiGLU experts without biases,
-which is what `MoELayer` computes. transformers is not imported here: whoever has a block has it already.
+which is what `MoELayer` computes. The last two normalise queries and keys, which `MoETransformer` does not: of
+whole models, Mixtral loads, and Llama and Mistral, which are dense. transformers is not imported here: whoever has
+a model has it already.
 """
 
 import re
@@ -15,11 +18,103 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from moe_course.layers import MoELayer
+from moe_course.layers import DenseFFN, MoELayer, MoETransformer, TransformerConfig
 
 # Mixtral's first checkpoints number the three matrices of an expert: w1 is the gate, w3 the up projection.
 _GATE_UP_DOWN = (("w1", "w3", "w2"), ("gate_proj", "up_proj", "down_proj"))
+_MODELS = ("mixtral", "llama", "mistral")
+_PARTS = {
+    "self_attn.q_proj": "attention.query",
+    "self_attn.k_proj": "attention.key",
+    "self_attn.v_proj": "attention.value",
+    "self_attn.o_proj": "attention.out",
+    "input_layernorm": "attention_norm",
+    "post_attention_layernorm": "ffn_norm",
+}
 _BLOCKS = ("MixtralSparseMoeBlock", "OlmoeSparseMoeBlock", "Qwen3MoeSparseMoeBlock")
+
+
+def load_transformer(model: nn.Module) -> MoETransformer:
+    """Copy a transformers model into a `MoETransformer` that computes the same logits.
+
+    Args:
+        model: a MixtralForCausalLM, or a dense LlamaForCausalLM or MistralForCausalLM.
+
+    Returns:
+        A model with copies of the weights, on their device and in their dtype. Dropout in attention, 0 in the
+        published models, is not carried over.
+
+    Raises:
+        ValueError: the model is of another kind, or has a setting that `MoETransformer` has not.
+    """
+    source: Any = model
+    config = _transformer_config(source.config)
+    weights = {
+        "embedding.weight": source.model.embed_tokens.weight,
+        "norm.weight": source.model.norm.weight,
+        "head.weight": source.lm_head.weight,
+    }
+    for i, block in enumerate(source.model.layers):
+        for theirs, ours in _PARTS.items():
+            weights[f"blocks.{i}.{ours}.weight"] = block.get_submodule(theirs).weight
+        ffn = load_moe_block(block.mlp) if config.moe_every else _load_dense(block.mlp)
+        weights |= {f"blocks.{i}.ffn.{name}": weight for name, weight in ffn.state_dict().items()}
+    loaded = MoETransformer(config, device="meta")
+    loaded.load_state_dict({name: weight.detach().clone() for name, weight in weights.items()}, assign=True)
+    if config.tie_embeddings:
+        loaded.head.weight = loaded.embedding.weight
+    return loaded
+
+
+def _transformer_config(theirs: Any) -> TransformerConfig:
+    """The same shape as a transformers config describes."""
+    if theirs.model_type not in _MODELS:
+        raise ValueError(
+            f"a {theirs.model_type!r} model has parts that MoETransformer has not, such as norms of queries and keys; "
+            f"pass a model of type {', '.join(_MODELS)}, or load its MoE blocks one by one with load_moe_block"
+        )
+    plain = {
+        "hidden_act": "silu",
+        "sliding_window": None,
+        "attention_bias": False,
+        "mlp_bias": False,
+        "head_dim": theirs.hidden_size // theirs.num_attention_heads,
+    }
+    for name, value in plain.items():
+        if (found := getattr(theirs, name, None)) not in (value, None):
+            raise ValueError(f"{name}={found!r} has no place in MoETransformer; choose a model with {name}={value!r}")
+    rope = theirs.rope_parameters
+    if (kind := rope.get("rope_type", "default")) != "default":
+        raise ValueError(f"rope_type={kind!r} has no place in MoETransformer; choose a model with rope_type='default'")
+    experts: dict[str, Any] = {"moe_every": 0}
+    if theirs.model_type == "mixtral":
+        experts = {
+            "moe_every": 1,
+            "num_experts": theirs.num_local_experts,
+            "top_k": theirs.num_experts_per_tok,
+            "d_ff_expert": theirs.intermediate_size,
+        }
+    return TransformerConfig(
+        vocab_size=theirs.vocab_size,
+        d_model=theirs.hidden_size,
+        num_layers=theirs.num_hidden_layers,
+        num_heads=theirs.num_attention_heads,
+        num_kv_heads=theirs.num_key_value_heads,
+        d_ff=theirs.intermediate_size,
+        **experts,
+        context=theirs.max_position_embeddings,
+        rope_theta=rope["rope_theta"],
+        norm_eps=theirs.rms_norm_eps,
+        tie_embeddings=theirs.tie_word_embeddings,
+    )
+
+
+def _load_dense(mlp: Any) -> DenseFFN:
+    """A Llama FFN as a `DenseFFN`."""
+    gate, up, down = mlp.gate_proj.weight, mlp.up_proj.weight, mlp.down_proj.weight
+    ffn = DenseFFN(gate.shape[1], gate.shape[0], "swiglu", device="meta")
+    ffn.load_state_dict({"w_in": torch.cat([gate, up]).detach(), "w_out": down.detach()}, assign=True)
+    return ffn
 
 
 def load_moe_block(block: nn.Module) -> MoELayer:

@@ -1,14 +1,11 @@
-"""A training loop small enough to trust: AdamW, one learning-rate schedule, losses measured on text held out."""
+"""One training run in one call: `Trainer` without its folder, and losses measured on text held out."""
 
-import math
-import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
-import torch
 from torch import Tensor, nn
 
-WARM_UP = 0.1  # share of the steps
+from moe_course.training.trainer import Trainer
 
 
 @dataclass
@@ -38,7 +35,7 @@ def train(
 ) -> Curve:
     """Train `model` in place and return its held-out losses.
 
-    The learning rate rises over the first WARM_UP of the steps and falls to zero on a cosine. So compare
+    The learning rate rises over the first tenth of the steps and falls to zero on a cosine. So compare
     runs at their last point: before it, a run with more steps still has a larger rate.
 
     Args:
@@ -50,34 +47,20 @@ def train(
         learning_rate: AdamW's largest rate.
         points: how many times to evaluate, at equal distances, the last after the last step.
     """
-    optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, fused=True)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda done: _rise_and_fall((done + 1) / steps))
-    measured_at = {round(steps * (point + 1) / points) for point in range(points)}
-    curve = Curve()
-    for step, batch in zip(range(1, steps + 1), batches, strict=False):
-        start = time.perf_counter()
-        optimizer.zero_grad()
-        loss(model, batch).backward()
-        optimizer.step()
-        schedule.step()
-        curve.seconds += time.perf_counter() - start
-        if step in measured_at:
-            curve.steps.append(step)
-            curve.losses.append(_evaluate(model, loss, held_out))
-    return curve
-
-
-def _rise_and_fall(progress: float) -> float:
-    """The learning rate after a share of the steps, as a share of the largest."""
-    return (
-        progress / WARM_UP if progress < WARM_UP else (1 + math.cos(math.pi * (progress - WARM_UP) / (1 - WARM_UP))) / 2
+    trainer = Trainer(
+        model,
+        loss,
+        batches,
+        steps=steps,
+        learning_rate=learning_rate,
+        evaluate=lambda model: {"loss": loss(model, held_out)},
+        evaluations=points,
+        seed=None,
+        progress=False,
     )
-
-
-@torch.no_grad()
-def _evaluate(model: nn.Module, loss: Callable[[nn.Module, Tensor], Tensor], held_out: Tensor) -> float:
-    was_training = model.training
-    model.eval()
-    value = loss(model, held_out).item()
-    model.train(was_training)
-    return value
+    history = trainer.fit()
+    return Curve(
+        [int(row["step"]) for row in history.evaluations],
+        [row["loss"] for row in history.evaluations],
+        sum(row["seconds"] for row in history.steps),
+    )

@@ -63,8 +63,8 @@ class ExpertMonitor:
     - `torch.compile` works, with a graph break after each router. Make the monitor before the first compiled call.
     - Padding counts as any token does. In distributed training each process sees its own tokens.
 
-    Dropped tokens appear once a routing has an attribute `dropped`, a Boolean mask (T, K) of the choices that found
-    no room. No layer of the course drops tokens before lesson 07.
+    Dropped choices appear where a routing has an attribute `dropped`, a Boolean mask (T, K) of the choices that found
+    no slot, as that of a `CapacityRouter` (lesson 07). Loads are what was wanted, dropped choices included.
 
     Args:
         model: watched until `close()`, or to the end of the `with` block.

@@ -1,4 +1,4 @@
-"""The transformer is causal, has the parameters that its config says, and writes the same text with a cache as without."""
+"""The transformer is causal, has the parameters its config says, and writes the same text with a cache as without."""
 
 from dataclasses import replace
 from typing import Any
@@ -33,7 +33,7 @@ SMALL = TransformerConfig(
     num_experts=6,
     top_k=2,
     d_ff_expert=24,
-    context=24,
+    context=16,
 )
 
 
@@ -46,7 +46,7 @@ def make(seed: int = 0, **settings: Any) -> MoETransformer:
     return model
 
 
-def make_ids(batch: int = 3, length: int = 11, seed: int = 1) -> torch.Tensor:
+def make_ids(batch: int = 2, length: int = 11, seed: int = 1) -> torch.Tensor:
     return torch.randint(SMALL.vocab_size, (batch, length), generator=torch.Generator().manual_seed(seed))
 
 
@@ -63,7 +63,7 @@ SHAPES: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("shape", SHAPES)
 def test_accounting_equals_the_tensors(shape):
     config = replace(SMALL, **SHAPES[shape])
-    model = MoETransformer(config, device="meta")
+    model = MoETransformer(config)
     count = {name: p.numel() for name, p in model.named_parameters()}
     table = parameter_table(model_config(config))
     assert sum(count.values()) == total_parameters(model_config(config))
@@ -151,7 +151,7 @@ def test_sequences_do_not_see_each_other():
 
 def test_gradients_reach_every_parameter():
     model = make(moe_every=2)
-    model(make_ids(8, 20)).logits.square().sum().backward()
+    model(make_ids(8, 16)).logits.square().sum().backward()
     assert [name for name, p in model.named_parameters() if p.grad is None or not p.grad.abs().max() > 0] == []
 
 
@@ -228,28 +228,31 @@ def test_a_text_read_in_pieces_gives_the_same_logits(pieces):
         parts = [model(piece, cache) for piece in ids.split(pieces, dim=1)]
     torch.testing.assert_close(torch.cat([part.logits for part in parts], 1), model(ids).logits, rtol=1e-10, atol=1e-10)
     assert cache.length == 11
-    assert parts[-1].routings[1].logits.shape[0] == 3 * pieces[-1]
+    assert parts[-1].routings[1].logits.shape[0] == 2 * pieces[-1]
 
 
-@pytest.mark.parametrize("temperature", [0.0, 0.8])
-@pytest.mark.parametrize("length", [1, 5])
-@pytest.mark.parametrize("shape", SHAPES)
-def test_the_cache_changes_no_token(shape, length, temperature):
-    model, ids = make(**SHAPES[shape]), make_ids(4, length)
-    fast, slow = (
-        generate(
-            model,
-            ids,
-            SMALL.context - length,
-            temperature=temperature,
-            generator=torch.Generator().manual_seed(7),
-            use_cache=use_cache,
+@pytest.mark.parametrize(
+    ("shape", "length"),
+    [("every second block", 1), ("every block", 5), ("dense", 5), ("all heads, gelu, tied", 1)],
+)
+def test_the_cache_changes_no_token(shape, length):
+    model, ids = make(**SHAPES[shape]), make_ids(2, length)
+    new = SMALL.context - length
+    for temperature in (0.0, 0.8):
+        fast, slow = (
+            generate(
+                model,
+                ids,
+                new,
+                temperature=temperature,
+                generator=torch.Generator().manual_seed(7),
+                use_cache=use_cache,
+            )
+            for use_cache in (True, False)
         )
-        for use_cache in (True, False)
-    )
-    assert torch.equal(fast, slow)
-    assert torch.equal(fast[:, :length], ids) and fast.shape == (4, SMALL.context)
-    assert len(fast[:, length:].unique()) > 4, "a model that repeats one token would prove little"
+        assert torch.equal(fast, slow)
+        assert torch.equal(fast[:, :length], ids) and fast.shape == (2, SMALL.context)
+        assert len(fast[:, length:].unique()) > 2, "a model that repeats one token would prove little"
 
 
 def test_greedy_takes_the_most_probable_token():
@@ -260,12 +263,12 @@ def test_greedy_takes_the_most_probable_token():
 
 def test_sampling_follows_the_probabilities():
     model = make()
-    ids = make_ids(1, 3).expand(20_000, -1)
+    ids = make_ids(1, 3).expand(4_000, -1)
     probs = (model(ids[:1]).logits[0, -1] / 2.0).softmax(-1)
     drawn = generate(model, ids, 1, temperature=2.0, generator=torch.Generator().manual_seed(0))[:, -1]
     shares = torch.bincount(drawn, minlength=SMALL.vocab_size) / len(drawn)
     assert probs.max() < 0.9
-    assert (shares - probs).abs().max() < 0.015
+    assert (shares - probs).abs().max() < 0.03
 
 
 def test_generation_repeats_itself_and_leaves_the_model_as_it_was():
@@ -302,8 +305,6 @@ def test_no_new_token_is_the_prompt():
         ({"moe_every": 5}, "choose 1 to 4, or 0 for a dense model"),
         ({"moe_every": -1}, "choose 1 to 4, or 0 for a dense model"),
         ({"top_k": 7}, "choose top_k ≤ num_experts"),
-        ({"activation": "relu"}, "activation='relu' is unknown"),
-        ({"score": "max"}, "score='max' is unknown"),
         ({"rope_theta": 0.0}, "choose rope_theta > 1"),
         ({"norm_eps": 0.0}, "norm_eps > 0"),
     ],
@@ -315,14 +316,14 @@ def test_a_config_that_cannot_be_says_what_can(settings, message):
 
 def test_a_text_longer_than_the_context():
     model = make()
-    with pytest.raises(ValueError, match=r"25 tokens but context=24; shorten it"):
-        model(make_ids(1, 25))
-    with pytest.raises(ValueError, match=r"ask for at most 14 new tokens, or cut the prompt"):
-        generate(model, make_ids(1, 10), 15)
+    with pytest.raises(ValueError, match=r"17 tokens but context=16; shorten it"):
+        model(make_ids(1, 17))
+    with pytest.raises(ValueError, match=r"ask for at most 6 new tokens, or cut the prompt"):
+        generate(model, make_ids(1, 10), 7)
     cache = KVCache(SMALL.num_layers, 40)
     with torch.no_grad():
-        model(make_ids(1, 20), cache)
-        with pytest.raises(ValueError, match=r"25 tokens but context=24"):
+        model(make_ids(1, 12), cache)
+        with pytest.raises(ValueError, match=r"17 tokens but context=16"):
             model(make_ids(1, 5), cache)
 
 
@@ -330,7 +331,7 @@ def test_what_generation_refuses():
     model = make()
     with pytest.raises(ValueError, match="the prompt is empty; pass at least one token"):
         generate(model, make_ids(1, 0), 3)
-    with pytest.raises(ValueError, match="temperature=-1.0 must not be negative"):
+    with pytest.raises(ValueError, match=r"temperature=-1\.0 must not be negative"):
         generate(model, make_ids(1, 3), 3, temperature=-1.0)
 
 

@@ -4,7 +4,7 @@ import torch
 from torch import nn
 
 from moe_course.training import draw_batches, train
-from moe_course.training.loop import _rise_and_fall
+from moe_course.training.trainer import rise_and_fall
 
 
 def _mean_squared_error(model, batch):
@@ -49,7 +49,7 @@ def test_takes_no_more_batches_than_steps():
 
 
 def test_learning_rate_rises_to_its_largest_and_falls_to_nothing():
-    rates = [_rise_and_fall(step / 100) for step in range(1, 101)]
+    rates = [rise_and_fall(step / 100) for step in range(1, 101)]
     assert max(rates) == rates[9] == 1
     assert rates[:10] == sorted(rates[:10]) and rates[9:] == sorted(rates[9:], reverse=True)
     assert rates[0] > 0 and abs(rates[-1]) < 1e-12
@@ -61,5 +61,5 @@ def test_leaves_the_model_in_the_mode_it_was_in():
 
 def test_counts_only_the_time_of_training_steps(monkeypatch):
     clock = iter(range(1000))
-    monkeypatch.setattr("moe_course.training.loop.time.perf_counter", lambda: next(clock))
+    monkeypatch.setattr("moe_course.training.trainer.time.perf_counter", lambda: next(clock))
     assert _run(steps=7, points=7)[3].seconds == 7
