@@ -12,6 +12,8 @@ from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernel
 from nbformat import NotebookNode
 from traitlets.config import Config
 
+from moe_course.notebooks.warm import kernel_name
+
 CELL_TIMEOUT = 180  # seconds
 
 
@@ -58,7 +60,7 @@ def execute(
                 allow_errors=past_errors,
                 resources={"metadata": {"path": str(folder)}},
                 on_cell_start=start,
-                kernel_name="python3",
+                kernel_name=kernel_name(),
                 config=_transport(sockets),
             ).execute()
     except (CellExecutionError, CellTimeoutError, DeadKernelError) as error:

@@ -3,7 +3,7 @@
 Named with `-p`, it is imported before nbval, and importing it imports `moe_course`, which keeps the slow optional
 import of jsonschema, two seconds, out of the run. A conftest is read too late.
 
-It also closes two gaps that nbval leaves open:
+It runs notebooks in warm kernels where those can be, and closes two gaps that nbval leaves open:
 - a cell whose output is to be compared passes silently where it was never run;
 - what a check says is stored in solved notebooks only, so in an unsolved lesson nothing would be compared.
 """
@@ -14,8 +14,16 @@ from typing import Any
 import pytest
 
 from moe_course.notebooks.verdicts import read_verdicts
+from moe_course.notebooks.warm import PLAIN, kernel_name
 
 UNSOLVED = "lessons"  # the folder of notebooks without outputs, whose exercises nobody has attempted
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Where `--nbval-current-env` asks for a kernel of this environment, a warm one is such a kernel too."""
+    name = kernel_name()
+    if name != PLAIN and config.option.nbval_current_env:
+        config.option.nbval_current_env, config.option.nbval_kernel_name = False, name
 
 
 @pytest.hookimpl(wrapper=True)
