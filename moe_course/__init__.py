@@ -1,6 +1,6 @@
 """MoE Course: learn Mixture-of-Experts by building one.
 
-`from moe_course import check, show, sliders, quiz, Question` is what a lesson starts with;
+`from moe_course import check, show, sliders, quiz, Question, record` is what a lesson starts with;
 `moe_course.layers` is the reference code.
 """
 
@@ -10,7 +10,7 @@ from importlib import import_module
 from typing import Any
 
 __version__ = "0.1.0"
-__all__ = ["Question", "check", "quiz", "show", "sliders"]
+__all__ = ["Question", "check", "quiz", "record", "show", "sliders"]
 
 # Importing this optional dependency of jsonschema costs more than 2 s in every process that reads a notebook
 # (jsonschema #1428). `None` makes the import fail at once, which jsonschema expects.
@@ -38,6 +38,7 @@ _LAZY = {
     "sliders": "moe_course.figures.interactive",
     "quiz": "moe_course.figures.quiz",
     "Question": "moe_course.figures.quiz",
+    "record": "moe_course.batch.record",
 }
 
 

@@ -11,6 +11,7 @@ import typer
 
 from moe_course import __version__
 from moe_course.commands import USAGE, CommandError
+from moe_course.commands.batch import batch
 from moe_course.commands.bench import bench
 from moe_course.commands.build import build
 from moe_course.commands.check import check
@@ -36,7 +37,7 @@ app = typer.Typer(
 
 PANELS: dict[str, list[Callable[..., None]]] = {
     "Learn": [lab, check, doctor],
-    "Teach": [grade, gradescope],
+    "Teach": [grade, gradescope, batch],
     "Make the course": [build, bench],
 }
 for panel, commands in PANELS.items():
