@@ -86,3 +86,43 @@ def test_progress_says_what_the_installer_is_at(script, line, doing):
     progress = script.Progress()
     progress.see(line)
     assert progress.doing == doing
+
+
+@pytest.mark.parametrize(
+    ("has", "root", "works", "runs", "says"),
+    [
+        ("bwrap apt-get", True, "", [], ""),
+        ("apt-get", True, "install", ["install"], "Installing bubblewrap"),
+        ("apt-get", True, "update", ["install", "update", "install"], "Note: that did not work; grading"),
+        ("apt-get", False, "", ["true"], "`sudo apt install bubblewrap`"),
+        ("apt-get", False, "true install", ["true", "install"], "Installing bubblewrap"),
+        ("", True, "", [], "with your system's packages"),
+    ],
+)
+def test_bubblewrap_is_installed_where_that_asks_for_no_password(
+    script, monkeypatch, capsys, has, root, works, runs, says
+):
+    ran = []
+
+    def run(command, **_):
+        (what,) = [word for word in command if word in ("install", "update", "true")]
+        ran.append(what)
+        assert ("sudo" in command) is not root and (root or command[1] == "-n")
+        return type("Done", (), {"returncode": 0 if what in works.split() else 1})
+
+    monkeypatch.setattr(script.shutil, "which", lambda name: name if name in has.split() else None)
+    monkeypatch.setattr(script.os, "geteuid", lambda: 0 if root else 1000)
+    monkeypatch.setattr(script.subprocess, "run", run)
+    monkeypatch.setattr(script.sys, "platform", "linux")
+    script.install_bubblewrap()
+    said = capsys.readouterr().out
+    assert ran == runs and says in said and bool(said) is bool(says)
+
+
+@pytest.mark.parametrize(("options", "installs"), [([], 0), (["--grade"], 1), (["--dev"], 1)])
+def test_learners_are_not_bothered_with_what_grading_needs(script, monkeypatch, options, installs):
+    called = []
+    script.STAMP.write_text(json.dumps({"inputs": script.fingerprint(), "purposes": ["learn", "dev"]}))
+    monkeypatch.setattr(script.sys, "argv", ["setup_venv.py", *options])
+    monkeypatch.setattr(script, "install_bubblewrap", lambda: called.append(1))
+    assert script.main() == 0 and len(called) == installs

@@ -1,7 +1,8 @@
 """Create .venv and install MoE Course in it: what `make setup` runs, and what Windows users run by hand.
 
-    python3 tools/setup_venv.py          # what a learner needs
-    python3 tools/setup_venv.py --dev    # also what `make test` needs
+    python3 tools/setup_venv.py            # what a learner needs
+    python3 tools/setup_venv.py --grade    # also what grading needs: bubblewrap, on Debian and its like
+    python3 tools/setup_venv.py --dev      # also what `make test` needs, bubblewrap among it
 
 It needs nothing but Python and says in one sentence what to do when something is missing. The versions are those
 of constraints.txt. uv does the work where it is installed, pip elsewhere. When pyproject.toml and constraints.txt
@@ -27,7 +28,7 @@ VENV = ROOT / ".venv"
 STAMP = VENV / "moe-course-setup.json"
 LOG = VENV / "setup.log"
 PYTHON = VENV / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
-EXTRAS = {"learn": "", "dev": "[dev,hf]"}
+EXTRAS = {"learn": "", "grade": "", "dev": "[dev,hf]"}
 
 
 class SetupError(Exception):
@@ -36,14 +37,16 @@ class SetupError(Exception):
 
 def main():
     """Set up for the purpose named on the command line; the exit status says whether it worked."""
-    if sys.argv[1:] not in ([], ["--dev"]):
+    if sys.argv[1:] not in ([], ["--grade"], ["--dev"]):
         print(__doc__)
         return 2
-    purpose = "dev" if sys.argv[1:] else "learn"
+    purpose = sys.argv[1][2:] if sys.argv[1:] else "learn"
     try:
         if not is_up_to_date(purpose):
             check_python()
             set_up(purpose)
+        if purpose != "learn":
+            install_bubblewrap()
     except SetupError as error:
         print("Set-up failed: {}".format(error), file=sys.stderr)
         return 1
@@ -85,7 +88,8 @@ def is_up_to_date(purpose):
         note = json.loads(STAMP.read_text())
     except (OSError, ValueError):
         return False
-    return note == dict(note, inputs=fingerprint()) and purpose in note["purposes"] and PYTHON.exists()
+    packages = "dev" if purpose == "dev" else "learn"
+    return note == dict(note, inputs=fingerprint()) and packages in note["purposes"] and PYTHON.exists()
 
 
 def fingerprint():
@@ -98,14 +102,14 @@ def set_up(purpose):
     """Create .venv if need be, install, and note what was installed."""
     start = time.monotonic()
     uv = shutil.which("uv")
-    what = "what learners need" if purpose == "learn" else "what learners and the tests need"
+    what = "what learners and the tests need" if purpose == "dev" else "what learners need"
     print("Setting up .venv with {} ({}, Python {}.{}).".format(what, "uv" if uv else "pip", *sys.version_info[:2]))
     if not venv_works(uv):
         print("  1/2 creating .venv")
         create_venv(uv)
     print("  2/2 installing packages (first time: minutes, 1 GB or more; log: .venv/{})".format(LOG.name))
     install(purpose, uv)
-    purposes = ["learn"] if purpose == "learn" else ["learn", "dev"]
+    purposes = ["learn", "dev"] if purpose == "dev" else ["learn"]
     STAMP.write_text(json.dumps({"inputs": fingerprint(), "purposes": purposes}))
     print("Ready after {:.0f} s.".format(time.monotonic() - start))
 
@@ -157,6 +161,34 @@ def install(purpose, uv):
             process.kill()
     if failed:
         raise SetupError(explain(LOG.read_text(encoding="utf-8")))
+
+
+def install_bubblewrap():
+    """Install the sandbox for other people's code, where that needs no password; elsewhere say how, and go on."""
+    if not sys.platform.startswith("linux") or shutil.which("bwrap"):
+        return
+    remedy = "grading shuts student code in best with bubblewrap; install it with `sudo apt install bubblewrap`"
+    if not shutil.which("apt-get"):
+        print("Note: grading shuts student code in best with bubblewrap; install it with your system's packages.")
+        return
+    sudo = [] if os.geteuid() == 0 else ["sudo", "-n"]
+    if sudo and not may([*sudo, "true"]):
+        print("Note: {}.".format(remedy))
+        return
+    print("Installing bubblewrap, which shuts student code in (apt-get).")
+    apt = [*sudo, "env", "DEBIAN_FRONTEND=noninteractive", "apt-get", "-qq"]
+    install = [*apt, "install", "--yes", "--no-install-recommends", "bubblewrap"]
+    # The package lists of a fresh machine or container are often missing.
+    if not (may(install) or (may([*apt, "update"]) and may(install))):
+        print("Note: that did not work; {}.".format(remedy))
+
+
+def may(command):
+    """Whether a command works, without asking anything."""
+    try:
+        return subprocess.run(command, stdin=subprocess.DEVNULL, timeout=300, **QUIET).returncode == 0
+    except (OSError, subprocess.TimeoutExpired):
+        return False
 
 
 class Progress:

@@ -1,8 +1,7 @@
 """`moe-course grade`: a class's notebooks, graded."""
 
-import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -27,6 +26,10 @@ def grade(
         typer.Option(metavar="NN", help="Grade this lesson, such as 02; may be repeated. Default: those handed in."),
     ] = None,
     jobs: Annotated[int | None, typer.Option(min=1, help="Submissions at once; default: one for each core.")] = None,
+    scheduler: Annotated[
+        str | None,
+        typer.Option(metavar="ADDRESS", help="A Dask scheduler, tcp://host:8786, whose workers do the grading."),
+    ] = None,
     timeout: Annotated[float, typer.Option(min=0.5, help="Seconds that the answer to one exercise may take.")] = 10.0,
     seed: Annotated[
         int | None, typer.Option(min=1, help="Of the hidden inputs. Default: drawn anew, and kept in the report.")
@@ -47,6 +50,7 @@ def grade(
     """
     from rich.console import Console
 
+    from moe_course.batch.executors import available_cores
     from moe_course.grading.archive import Refused
     from moe_course.grading.run import GradingError, read_settings
     from moe_course.grading.submissions import NothingHandedIn
@@ -57,7 +61,9 @@ def grade(
         raise CommandError(f"{out} holds no grading run to recheck; grade first, without --recheck")
     console = Console(highlight=False, soft_wrap=True)
     try:
-        run = _run(submissions, out, tuple(lesson or ()), jobs or os.cpu_count() or 1, timeout, seed, recheck, console)
+        settings: dict[str, Any] = {"seed": seed, "seconds": timeout, "lessons": _numbers(lesson or [])}
+        places: dict[str, Any] = {"jobs": jobs or available_cores(), "scheduler": scheduler}
+        run = _run(submissions, out, console, **settings, **places, fresh=recheck)
     except (GradingError, NothingHandedIn, Refused) as error:
         raise CommandError(str(error)) from None
     if recheck:
@@ -78,16 +84,12 @@ def grade(
         raise typer.Exit(INTERRUPTED)
 
 
-def _run(
-    submissions: Path,
-    out: Path,
-    lessons: tuple[str, ...],
-    jobs: int,
-    timeout: float,
-    seed: int | None,
-    recheck: bool,
-    console: "Console",
-) -> "Run":
+def _numbers(lessons: list[str]) -> tuple[str, ...]:
+    return tuple(f"{int(each):02}" if each.isdecimal() else each for each in lessons)
+
+
+def _run(submissions: Path, out: Path, console: "Console", **options: Any) -> "Run":
+    """The grading run, with its progress on screen."""
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     from moe_course.grading.run import grade as grade_all
@@ -99,20 +101,17 @@ def _run(
         def on_result(result: "Result", total: int) -> None:
             progress.update(task, description="Grading", total=total, advance=1)
 
-        numbers = tuple(f"{int(each):02}" if each.isdigit() else each for each in lessons)
-        return grade_all(
-            submissions, out, seed=seed, seconds=timeout, lessons=numbers, jobs=jobs, fresh=recheck, on_result=on_result
-        )
+        return grade_all(submissions, out, **options, on_result=on_result)
 
 
 def _tell(run: "Run", out: Path, console: "Console") -> None:
-    from moe_course.grading.sandbox import LEVELS
+    from moe_course.grading.levels import LEVELS, WEAK
 
     results = list(run.results.values())
     reused = f", {run.reused} of them from an earlier run" if run.reused else ""
     console.print(f"{len(results)} of {len(run.submissions)} submissions graded{reused}. Seed {run.settings.seed}.")
     for level in run.levels:
-        if level != next(iter(LEVELS)):
+        if level == WEAK:
             console.print(f"[bold red]Weak isolation ({level}):[/] student code ran with {LEVELS[level]}.")
             console.print("Install bubblewrap (`apt install bubblewrap`), and grade again into another folder.")
     odd = sum(each.status not in ("graded", "not attempted") for result in results for each in result.exercises)

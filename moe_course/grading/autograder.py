@@ -10,10 +10,11 @@ import json
 import shutil
 import sys
 import tempfile
+import traceback
 import zipfile
 from pathlib import Path
 
-from .gradescope import results_json
+from .gradescope import not_graded, results_json
 from .stage import PACKAGE
 
 SETUP = """\
@@ -90,12 +91,12 @@ def grade_submission(root: Path, lesson: str) -> None:
             (result,) = run.results.values()
             data = results_json([result]) | {"extra_data": {"seed": run.settings.seed, "isolation": result.level}}
         except NothingHandedIn:
-            data = {
-                "score": 0.0,
-                "output": f"Your submission holds no notebook. Hand in lesson {lesson}'s, an .ipynb file.",
-            }
+            data = not_graded(f"Your submission holds no notebook. Hand in lesson {lesson}'s, an .ipynb file.")
         except (GradingError, Refused) as error:
-            data = {"score": 0.0, "output": f"This could not be graded: {error}. Tell your instructor."}
+            data = not_graded(f"This could not be graded: {error}. Tell your instructor.")
+        except Exception:
+            traceback.print_exc()  # Gradescope shows it to the instructor
+            data = not_graded("The grader itself failed over this. Tell your instructor.")
     out.write_text(json.dumps(data, indent=1), encoding="utf-8")
 
 

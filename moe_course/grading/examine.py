@@ -85,7 +85,9 @@ class Examiner:
         if given:
             answer = submission.answer(exercise, frozenset(given))
             answer.notes.append(f"it was given the course's {', '.join(given)}, since yours did not pass")
-        prepared = self._prepared.setdefault(exercise.id, Prepared(exercise, self.seed))
+        if exercise.id not in self._prepared:
+            self._prepared[exercise.id] = Prepared(exercise, self.seed)
+        prepared = self._prepared[exercise.id]
         request = prepared.request | {
             "seconds": self.seconds,
             "entry": answer.entry,
@@ -159,12 +161,15 @@ def _handed_out(handout: Program, exercise: Exercise, answer: Answer) -> list[tu
     return found
 
 
+_TOO_MUCH = {"processes": "the answer started too many processes", "files": "the answer wrote too many files"}
+
+
 def _ending(end: dict[str, Any]) -> tuple[str, str]:
     """Status and message for a process that ended without being asked."""
+    if end.get("reason") in _TOO_MUCH:
+        return "crashed", _TOO_MUCH[end["reason"]]
     if end.get("reason") == "memory" or end.get("signal") == signal.SIGKILL:
         return "out of memory", "the answer used more memory than there is for one"
-    if end.get("reason") == "processes":
-        return "crashed", "the answer started too many processes"
     if end.get("signal") == signal.SIGXCPU:
         return "timeout", ""
     if end.get("signal"):

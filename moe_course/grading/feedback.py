@@ -55,12 +55,13 @@ def exercise_text(exercise: ExerciseResult) -> str:
         lines.append(f"{rest} more checks fail." if rest > 1 else "1 more check fails.")
     if not lines and exercise.findings:
         lines.append("All checks pass.")
+    lines += [f"In your code, {where}, line {line}: {source.strip()}" for where, line, source in exercise.frames]
     lines += [f"Note: {note}." for note in exercise.notes]
     return "\n".join(lines)
 
 
 def _exercise(exercise: ExerciseResult) -> str:
-    colour, sign = _mark(exercise)
+    colour, sign = mark(exercise)
     parts = [
         f"<div class='head'><h3><span class='{colour}'>{sign}</span> {text(exercise.title)} "
         f"<span class='soft'>· <code>{text(exercise.id)}</code></span></h3>"
@@ -86,7 +87,8 @@ def _exercise(exercise: ExerciseResult) -> str:
     return f"<div class='card {colour}'>{''.join(parts)}</div>"
 
 
-def _mark(exercise: ExerciseResult) -> tuple[str, str]:
+def mark(exercise: ExerciseResult) -> tuple[str, str]:
+    """How an exercise went, as a colour's name and a sign."""
     if exercise.points >= exercise.max_points:
         return "good", "✓"
     return ("wait", "○") if exercise.status in ("not attempted", "missing") else ("bad", "✗")

@@ -9,7 +9,7 @@ from .results import Result
 def results_json(results: list[Result]) -> dict[str, Any]:
     """Results of one student in Gradescope's format.
 
-    Source: Gradescope's autograder specification, "Output format".
+    Source: https://gradescope-autograders.readthedocs.io/en/latest/specs/, "Output format".
     """
     tests = []
     for result in results:
@@ -37,3 +37,8 @@ def results_json(results: list[Result]) -> dict[str, Any]:
         "visibility": "visible",
         "tests": tests,
     }
+
+
+def not_graded(reason: str) -> dict[str, Any]:
+    """The same for a submission without results. Its reason is plain text: Gradescope's default would take HTML."""
+    return {"score": 0.0, "output": reason, "output_format": "text", "visibility": "visible"}

@@ -2,28 +2,25 @@
 
 import hashlib
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 from .stage import PACKAGE
-from .submissions import Submission
 
 
-def key_of(submission: Submission, handout: Path, *settings: Any) -> str:
-    """The key of a submission's result, graded against a lesson's handout."""
+def key_of(*parts: Any) -> str:
+    """The key of what depends on `parts`, bytes and plain values, and on the code."""
     digest = hashlib.sha256()
-    for part in (*settings, submission.lesson, submission.name, submission.notes, _code()):
-        digest.update(repr(part).encode())
-    digest.update(handout.read_bytes())
-    digest.update(submission.path.read_bytes() if submission.path else submission.problem.encode())
+    for part in (*parts, code_hash()):
+        raw = part if isinstance(part, bytes) else repr(part).encode()
+        digest.update(len(raw).to_bytes(8, "big") + raw)
     return digest.hexdigest()
 
 
 @cache
-def _code() -> str:
+def code_hash() -> str:
     """A hash of the code that scores depend on."""
     digest = hashlib.sha256()
-    for folder in ("exercises", "grading", "layers"):
+    for folder in ("exercises", "grading", "kernels", "layers", "training"):
         for path in sorted((PACKAGE / folder).rglob("*.py")):
             digest.update(path.read_bytes())
     return digest.hexdigest()

@@ -3,6 +3,7 @@
 import json
 import re
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any
 
 MAX_BYTES = 64 << 20
@@ -123,6 +124,7 @@ def _cell(number: int, cell: Any) -> Cell | None:
     return Cell(number, python_only(source) if is_code else source, is_code, exercise, check)
 
 
+@lru_cache(maxsize=2000)  # most cells are the same in all submissions
 def python_only(source: str) -> str:
     """A code cell without IPython's own lines, at the same line numbers; empty if it is another language's."""
     lines = source.split("\n")

@@ -3,7 +3,6 @@
 What a student must not see is left out here already: expected values, and the inputs that an answer was called with.
 """
 
-import dataclasses
 import inspect
 import json
 import os
@@ -71,12 +70,12 @@ class Result:
 
 def result_of(outcomes: dict[str, Outcome], notes: list[str]) -> dict[str, Any]:
     """Outcomes as JSON."""
-    exercises = [exercise_result(key, outcome) for key, outcome in outcomes.items()]
-    return {"exercises": [dataclasses.asdict(each) for each in exercises], "notes": notes}
+    return {"exercises": [vars(exercise_result(key, outcome)) for key, outcome in outcomes.items()], "notes": notes}
 
 
-def exercise_result(exercise_id: str, outcome: Outcome) -> ExerciseResult:
-    """What is to be kept of an outcome."""
+def exercise_result(exercise_id: str, outcome: Outcome, hidden: bool = True) -> ExerciseResult:
+    """What is to be kept of an outcome; with hidden inputs, not what was expected of them."""
+    tell = redacted if hidden else str
     exercise = by_id(exercise_id)
     assert exercise is not None
     verdict = outcome.verdict
@@ -89,12 +88,12 @@ def exercise_result(exercise_id: str, outcome: Outcome) -> ExerciseResult:
         max_points=exercise.points,
         status=outcome.status,
         points=outcome.points,
-        message=redacted(message),
+        message=tell(message),
         misconception=known.id if known else "",
         says=known.says if known else "",
-        findings=[_kept(finding) for finding in verdict.findings] if verdict else [],
+        findings=[_kept(finding, tell(finding.message)) for finding in verdict.findings] if verdict else [],
         hints=[] if outcome.passed else list(exercise.hints),
-        frames=outcome.frames,
+        frames=[] if outcome.status == "not attempted" else outcome.frames,
         notes=outcome.notes or list(outcome.answer.notes),
         fingerprint=fingerprint(text) if text else "",
         like_reference=bool(text) and fingerprint(text) == _reference_fingerprint(exercise_id),
@@ -132,9 +131,8 @@ def read_result(path: Path) -> Result | None:
         return None
 
 
-def _kept(finding: Finding) -> dict[str, Any]:
-    kept = {"check": finding.check, "passed": finding.passed, "message": redacted(finding.message)}
-    return kept | {"consequence": finding.consequence}
+def _kept(finding: Finding, message: str) -> dict[str, Any]:
+    return {"check": finding.check, "passed": finding.passed, "message": message, "consequence": finding.consequence}
 
 
 def _first(findings: tuple[Finding, ...]) -> str:

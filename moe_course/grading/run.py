@@ -1,4 +1,4 @@
-"""A grading run: shares the submissions out to workers, keeps each result as soon as it is whole, writes the report.
+"""A grading run: has the submissions graded, here or on a cluster, and keeps each result as soon as it is whole.
 
 A run that was interrupted, however rudely, goes on where it stopped: results lie in REPORT/results, one file a
 submission, and count only if they depend on the same notebook, lesson, seed, limits and code.
@@ -6,10 +6,8 @@ submission, and count only if they depend on the same notebook, lesson, seed, li
 
 import dataclasses
 import json
-import queue
 import shutil
 import tempfile
-import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,13 +17,14 @@ from moe_course import __version__
 from moe_course.exercises import LESSONS
 
 from .files import result_file
-from .keys import key_of
+from .keys import code_hash, key_of
+from .levels import LEVELS, WEAK
 from .results import ExerciseResult, Result, read_result, write_json
-from .sandbox import LEVELS
 from .seeds import fair_seed, unfair_to
 from .stage import PACKAGE
 from .submissions import Submission, find_submissions
-from .workers import Worker, WorkerFailed
+from .work import Lost, share_out
+from .workers import Job, NoWorker, Terms
 
 
 class GradingError(Exception):
@@ -75,6 +74,7 @@ def grade(
     seconds: float = 10.0,
     lessons: tuple[str, ...] = (),
     jobs: int = 1,
+    scheduler: str | None = None,
     levels: tuple[str, ...] = tuple(LEVELS),
     fresh: bool = False,
     on_result: Callable[[Result, int], None] = lambda result, total: None,
@@ -87,10 +87,12 @@ def grade(
         seed: of the hidden inputs; None takes that of the run that `out` holds, or draws one.
         seconds: time limit of one exercise.
         lessons: numbers of lessons to grade; empty for those handed in.
-        jobs: how many submissions at once.
+        jobs: how many submissions at once, where this machine does the work.
+        scheduler: address of a Dask scheduler, whose workers do it instead; those without a sandbox that keeps
+            student code off the network are refused.
         levels: kinds of isolation to accept, the best first.
         fresh: grade everything, whatever results there are, and write none.
-        on_result: called with each result and the number of all, from any thread.
+        on_result: called with each result and the number of all.
 
     Raises:
         GradingError, NothingHandedIn, Refused: it cannot start.
@@ -106,8 +108,32 @@ def grade(
             (out / "results").mkdir(parents=True, exist_ok=True)
             write_json(out / "run.json", _as_json(settings))
         run = Run(settings, submissions, {})
-        todo = _without_done(run, out, handouts, fresh, on_result)
-        _work(run, todo, out, handouts, jobs, levels, scratch, fresh, on_result)
+
+        def keep(result: Result, write: bool) -> None:
+            if write and not fresh:
+                write_json(result_file(out, result.student, result.lesson), dataclasses.asdict(result))
+            run.results[result.student, result.lesson] = result
+            on_result(result, len(submissions))
+
+        handed_out = {number: path.read_bytes() for number, path in handouts.items()}
+        todo = _without_done(run, out, handed_out, fresh, keep)
+        accepted = tuple(level for level in levels if scheduler is None or level != WEAK)
+        terms = Terms(settings.seed, settings.seconds, numbers, accepted)
+
+        def job(todo: Todo) -> Job:
+            lesson = todo.submission.lesson
+            raw = todo.read(settings, handed_out[lesson])
+            patience = 120 + len(LESSONS[lesson]) * (seconds + 5)
+            return Job(terms, code_hash(), lesson, handed_out[lesson], raw, patience)
+
+        try:
+            for done, answer in share_out(todo, job, jobs, scheduler, scratch):
+                run.cpu += answer.get("spent", 0.0)
+                keep(_result(done, answer), write=True)
+        except KeyboardInterrupt:
+            run.interrupted = True
+        except (NoWorker, Lost) as error:
+            raise GradingError(str(error)) from error
         return run
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
@@ -157,109 +183,63 @@ def _as_json(settings: Settings) -> dict[str, Any]:
     return {**vars(settings), "version": __version__}
 
 
+@dataclass
+class Todo:
+    """A submission that is still to be graded, and the key that its result will have."""
+
+    submission: Submission
+    key: str = ""
+
+    def read(self, settings: Settings, handout: bytes) -> bytes:
+        """What was handed in, which decides the key; nothing where it cannot be read any more."""
+        one = self.submission
+        try:
+            raw = one.path.read_bytes() if one.path else b""
+        except OSError:
+            raw = b""
+        about = (one.lesson, one.name, one.notes, one.problem)
+        self.key = key_of(settings.seed, settings.seconds, *about, handout, raw)
+        return raw
+
+
 def _without_done(
-    run: Run, out: Path, handouts: dict[str, Path], fresh: bool, on_result: Callable[[Result, int], None]
-) -> list[tuple[Submission, str]]:
-    """Submissions that are still to be graded, with their keys; those with a result are done."""
+    run: Run, out: Path, handouts: dict[str, bytes], fresh: bool, keep: Callable[[Result, bool], None]
+) -> list[Todo]:
+    """The submissions that are still to be graded; those with a result, and those with nothing to grade, are done."""
     todo = []
     for submission in run.submissions:
-        key = key_of(submission, handouts[submission.lesson], run.settings.seed, run.settings.seconds)
+        each = Todo(submission)
+        each.read(run.settings, handouts[submission.lesson])
         result = None if fresh else read_result(result_file(out, submission.student, submission.lesson))
-        if result is not None and result.key == key and result.student == submission.student:
+        if result is not None and result.key == each.key and result.student == submission.student:
             run.reused += 1
-            run.results[submission.student, submission.lesson] = result
-            on_result(result, len(run.submissions))
+            keep(result, False)
+        elif submission.path is None:
+            keep(_result(each, {"problem": submission.problem, "notes": []}), True)
         else:
-            todo.append((submission, key))
+            todo.append(each)
     return todo
 
 
-def _work(
-    run: Run,
-    todo: list[tuple[Submission, str]],
-    out: Path,
-    handouts: dict[str, Path],
-    jobs: int,
-    levels: tuple[str, ...],
-    scratch: Path,
-    fresh: bool,
-    on_result: Callable[[Result, int], None],
-) -> None:
-    waiting: queue.SimpleQueue[tuple[Submission, str]] = queue.SimpleQueue()
-    for each in todo:
-        waiting.put(each)
-    failures: list[BaseException] = []
-    stop = threading.Event()
-    lock = threading.Lock()
-    settings = vars(run.settings) | {"levels": levels, "lessons": {n: str(p) for n, p in handouts.items()}}
-    workers = [Worker(settings, scratch) for _ in range(max(1, min(jobs, len(todo))))]
-
-    def serve(worker: Worker) -> None:
-        try:
-            while not stop.is_set():
-                submission, key = waiting.get_nowait()
-                result = _graded(worker, submission, key, run.settings)
-                if stop.is_set():
-                    return
-                with lock:
-                    if not fresh:
-                        write_json(result_file(out, result.student, result.lesson), dataclasses.asdict(result))
-                    run.results[result.student, result.lesson] = result
-                    on_result(result, len(run.submissions))
-        except queue.Empty:
-            pass
-        except BaseException as error:
-            failures.append(error)
-            stop.set()
-        finally:
-            worker.close()
-
-    threads = [threading.Thread(target=serve, args=(worker,), daemon=True) for worker in workers]
-    for thread in threads:
-        thread.start()
-    try:
-        for thread in threads:
-            while thread.is_alive():
-                thread.join(0.2)
-    except KeyboardInterrupt:
-        run.interrupted = True
-        stop.set()
-        for worker in workers:
-            worker.kill()
-        for thread in threads:
-            thread.join(10)
-    run.cpu = sum(worker.cpu for worker in workers)
-    if failures and not run.interrupted:
-        raise GradingError(str(failures[0])) from failures[0]
-
-
-def _graded(worker: Worker, submission: Submission, key: str, settings: Settings) -> Result:
-    exercises = LESSONS[submission.lesson]
-    data: dict[str, Any] = {"problem": submission.problem, "notes": []}
-    level = ""
-    if submission.path is not None:
-        patience = 120 + len(exercises) * (settings.seconds + 5)
-        try:
-            data = worker.ask({"path": str(submission.path), "lesson": submission.lesson}, patience)
-            level = worker.level
-        except WorkerFailed as error:
-            data = {"problem": "crashed", "notes": [f"grading it failed twice: {error}"]}
-    if "problem" in data:
+def _result(todo: Todo, answer: dict[str, Any]) -> Result:
+    """A result, from what a worker answered."""
+    submission, key = todo.submission, todo.key
+    if "problem" in answer:
+        message = " ".join(answer["notes"])
         rows = [
-            ExerciseResult(e.id, e.title, e.points, data["problem"], message=" ".join(data["notes"])) for e in exercises
+            ExerciseResult(e.id, e.title, e.points, answer["problem"], message=message)
+            for e in LESSONS[submission.lesson]
         ]
     else:
-        rows = [ExerciseResult(**each) for each in data["exercises"]]
-    notes = [*submission.notes, *data["notes"]]
-    name = submission.name
+        rows = [ExerciseResult(**each) for each in answer["exercises"]]
     return Result(
         submission.student,
         submission.lesson,
-        name,
+        submission.name,
         key,
-        level,
+        answer.get("level", ""),
         rows,
-        notes,
-        data.get("seconds", 0.0),
-        data.get("cpu", 0.0),
+        [*submission.notes, *answer["notes"]],
+        answer.get("seconds", 0.0),
+        answer.get("cpu", 0.0),
     )

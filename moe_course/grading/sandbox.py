@@ -4,6 +4,7 @@
 """
 
 import contextlib
+import json
 import os
 import shutil
 import socket
@@ -16,14 +17,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from . import places
 from .inside.wire import Closed, ProtocolError, receive, send
-from .stage import PACKAGE, stage
+from .levels import LEVELS
+from .stage import stage
 
-# From the strongest to the weakest: (level, what it is).
-LEVELS = {
-    "bubblewrap": "no network, own files and processes, a read-only system without the course's answers",
-    "process": "resource limits only: the answers, the network and other files are within reach",
-}
 START = 120  # seconds that loading torch may take on a busy machine
 USERS = 60000  # the first of the users that student processes run as when the grader runs as root
 
@@ -94,6 +92,7 @@ class Sandbox:
         self._levels = levels
         self._modules = modules
         self._said = ""
+        self.folder.chmod(0o711)  # a student's process may be another user's
         stage(self.folder / "course")
 
     def __enter__(self) -> "Sandbox":
@@ -144,7 +143,7 @@ class Sandbox:
 
     def _open(self) -> None:
         for level in (self.level,) if self.level else self._levels:
-            for command in _commands(level, self.folder):
+            for command in places.bubblewrap(self.folder / "course") if level == "bubblewrap" else [[]]:
                 if self._try(command, level):
                     return
         raise SandboxError(f"no process for student code starts: {self._said or 'no reason given'}")
@@ -152,9 +151,10 @@ class Sandbox:
     def _try(self, command: list[str], level: str) -> bool:
         here, there = socket.socketpair()
         program = "/course/moe_course/grading/inside/zygote.py"
-        if level == "process":
+        if level != "bubblewrap":
             program = str(self.folder) + program
-        arguments = [sys.executable, "-I", program, str(there.fileno()), level, *self._modules]
+        files = places.landlock(self.folder / "course") if level.startswith("landlock") else {}
+        arguments = [sys.executable, "-I", program, str(there.fileno()), level, json.dumps(files), *self._modules]
         log = self.folder / "zygote.log"
         with log.open("wb") as errors:
             try:
@@ -183,7 +183,7 @@ class Sandbox:
         self._control, self.level = here, level
         self.cpu += float(ready["cpu"])
         # Root's processes know no limit on their number: student code runs as a user of its own.
-        root = ready["ready"] == 0 and os.getuid() == 0 and (level != "process" or _is_readable_for_all())
+        root = ready["ready"] == 0 and os.getuid() == 0 and (level == "bubblewrap" or _is_readable_for_all())
         self.user = USERS + os.getpid() % 5000 if root else 0
         return True
 
@@ -217,33 +217,3 @@ ENVIRONMENT = {
     "MOE_COURSE_SHAPE_CHECKS": "0",
     "PYTHONDONTWRITEBYTECODE": "1",
 }
-
-
-def _commands(level: str, folder: Path) -> list[list[str]]:
-    """The commands to put before the zygote's, best first."""
-    if level == "process":
-        return [[]]
-    bwrap = shutil.which("bwrap")
-    if bwrap is None:
-        return []
-    shared = ["/usr", "/bin", "/sbin", "/lib", "/lib64", "/lib32", "/etc/ld.so.cache", "/etc/alternatives"]
-    arguments = [bwrap, "--die-with-parent", "--new-session", "--unshare-pid", "--unshare-net", "--unshare-ipc"]
-    arguments += ["--unshare-uts", "--unshare-cgroup-try", "--proc", "/proc", "--dev", "/dev", "--tmpfs", "/tmp"]
-    for path in shared:
-        if os.path.islink(path):
-            arguments += ["--symlink", os.readlink(path), path]
-        elif os.path.exists(path):
-            arguments += ["--ro-bind", path, path]
-    for prefix in sorted({os.path.realpath(sys.base_prefix), sys.base_prefix, sys.prefix}):
-        if not prefix.startswith("/usr/") and prefix != "/usr":
-            for parent in reversed(Path(prefix).parents[:-1]):
-                arguments += ["--perms", "0755", "--dir", str(parent)]  # else only root could enter
-            arguments += ["--ro-bind", prefix, prefix]
-            if PACKAGE.is_relative_to(prefix):  # the package itself is installed there
-                arguments += ["--tmpfs", str(PACKAGE)]
-    if PACKAGE.is_relative_to("/usr"):
-        arguments += ["--tmpfs", str(PACKAGE)]
-    arguments += ["--ro-bind", str(folder / "course"), "/course", "--chdir", "/tmp", "--cap-add", "ALL"]
-    # Without root, the zygote is root of a user namespace of its own, which lets it make namespaces for students.
-    unprivileged = [*arguments, "--unshare-user", "--uid", "0", "--gid", "0"]
-    return [arguments, unprivileged] if os.getuid() == 0 else [unprivileged]

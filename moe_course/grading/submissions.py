@@ -160,10 +160,10 @@ def _candidate(found: Found) -> _Candidate:
         notebook = read_notebook(found.path.read_bytes())
     except (Unreadable, OSError) as error:
         return _Candidate(found, _by_name(found), str(error))
-    return _Candidate(found, _lesson(notebook) or _by_name(found), "")
+    return _Candidate(found, lesson_of(notebook) or _by_name(found), "")
 
 
-def _lesson(notebook: Notebook) -> str:
+def lesson_of(notebook: Notebook) -> str:
     """The lesson that most of a notebook's exercises belong to."""
     ids = [cell.exercise or cell.check for cell in notebook.cells if cell.exercise or cell.check]
     votes = [each[:2] for each in ids if by_id(each)]

@@ -4,10 +4,10 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable
 
 from .files import slug
+from .levels import LEVELS, WEAK
 from .pages import marked, page, table, text
 from .results import STATUSES, ExerciseResult, Result
 from .run import Run
-from .sandbox import LEVELS
 
 BARS = 10  # in the distribution
 ALIKE = 0.85  # share of common runs of tokens, from which two submissions are named as alike
@@ -25,7 +25,7 @@ def summary_page(run: Run) -> str:
             f"<p class='warn'><b>Interrupted.</b> {missing} of {len(run.submissions)} submissions are not graded yet. "
             "Run the same command again to go on.</p>"
         )
-    parts += [warning(level) for level in run.levels if level != next(iter(LEVELS))]
+    parts += [warning(level) for level in run.levels if level == WEAK]
     if results:
         parts += ["<h2>Points</h2>", _distribution(results), "<h2>Exercises</h2>", _exercises(results)]
         parts += ["<h2>Commonest misconceptions</h2>", _misconceptions(results)]

@@ -2,27 +2,31 @@
 
     python -m moe_course.grading.worker SETTINGS
 
-A line in is JSON, {"path", "lesson"}; a line out is JSON, a `Result`. A worker that dies takes one submission's grading
-with it and nothing else: `run` starts another.
+A line in is JSON, {"lesson", "handout", "notebook"}, two paths; a line out is JSON, see `results.result_of`. A worker
+that dies takes one submission's grading with it and nothing else: `workers` starts another.
 """
 
 import contextlib
+import gc
 import json
 import os
 import resource
+import select
 import shutil
 import sys
 import time
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from .inside.confine import MEMORY
 
 JUDGE_MEMORY = 2 * MEMORY  # what judging may take: outputs can be made to be expensive
+IDLE = 60.0  # seconds without work after which it ends: on a cluster, nobody tells it that a run is over
 
 
 def main() -> None:
-    """Serve until the input ends."""
+    """Serve until the input ends, or nothing comes for a while."""
     settings = json.loads(sys.argv[1])
     run = os.getppid()
     out = os.fdopen(os.dup(1), "w")
@@ -39,21 +43,27 @@ def main() -> None:
 
     torch.set_num_threads(1)
     lessons = {number: tuple(LESSONS[number]) for number in settings["lessons"]}
-    handouts = {number: Program(read_notebook(Path(path).read_bytes())) for number, path in settings["lessons"].items()}
+
+    @lru_cache(maxsize=len(lessons))
+    def lesson_as_handed_out(raw: bytes) -> Program:
+        return Program(read_notebook(raw))
+
     try:
         drives = {exercise.drive.__module__ for exercises in lessons.values() for exercise in exercises}
         with Sandbox(tuple(settings["levels"]), tuple(sorted(drives))) as sandbox:
             _limit_memory()
+            gc.collect()
+            gc.freeze()  # collections need not walk through all of torch again and again
             examiner = Examiner(sandbox, settings["seed"], settings["seconds"])
             ready = {"level": sandbox.level, "cpu": time.process_time() + sandbox.cpu}
             print(json.dumps(ready), file=out, flush=True)
-            for line in sys.stdin:
+            while select.select([sys.stdin], [], [], IDLE)[0] and (line := sys.stdin.readline()):
                 job = json.loads(line)
                 began, cpu = time.monotonic(), time.process_time() + sandbox.cpu
-                handout = handouts[job["lesson"]]
+                handout = lesson_as_handed_out(Path(job["handout"]).read_bytes())
                 try:
-                    notebook = read_notebook(Path(job["path"]).read_bytes())
-                except (Unreadable, OSError) as error:
+                    notebook = read_notebook(Path(job["notebook"]).read_bytes())
+                except Unreadable as error:
                     result: dict[str, Any] = {"problem": "unreadable", "notes": [str(error)]}
                 else:
                     program = Program(notebook, handout)

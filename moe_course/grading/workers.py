@@ -1,14 +1,24 @@
-"""The grading processes, as the run sees them: ask one, and it answers in time, or is started anew."""
+"""The grading processes of this machine: hand one a notebook, and it answers in time, or is started anew.
 
+The same code serves a run, in threads of its own machine, and the tasks of a Dask cluster, on the workers' machines.
+"""
+
+import atexit
 import contextlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
+from dataclasses import asdict, dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
+
+from .keys import code_hash
 
 START = 300  # seconds until a worker must be ready on a very busy machine
 
@@ -18,56 +28,166 @@ class WorkerFailed(Exception):
 
 
 class NoWorker(Exception):
-    """Workers cannot be started at all."""
+    """Workers cannot be started at all, or the run has stopped."""
 
 
-class Worker:
-    """A process of `worker`; starts when it is first asked.
+@dataclass(frozen=True)
+class Terms:
+    """What all submissions of a run have in common.
 
     Args:
-        settings: for `worker`.
-        scratch: a folder for its temporary files, so that they go when the run ends however it ends.
+        seed: of the hidden inputs.
+        seconds: time limit of one exercise.
+        lessons: numbers of the lessons that may be asked for.
+        levels: kinds of isolation to accept, the best first.
     """
 
-    def __init__(self, settings: dict[str, Any], scratch: Path) -> None:
-        self.level = ""
-        self.cpu = 0.0  # seconds of processor time, of the worker, its sandbox and all students' processes
-        self._settings = json.dumps(settings | {"scratch": str(scratch)})
-        self._scratch = scratch
-        self._process: subprocess.Popen[str] | None = None
+    seed: int
+    seconds: float
+    lessons: tuple[str, ...]
+    levels: tuple[str, ...]
 
-    def ask(self, job: dict[str, Any], patience: float) -> dict[str, Any]:
-        """The answer to one job.
+
+@dataclass(frozen=True)
+class Job:
+    """One notebook to grade: all that the machine that does it must know.
+
+    Args:
+        terms: of the run.
+        code: hash of the code that scores depend on.
+        lesson: its number.
+        handout: the lesson's notebook as students got it.
+        notebook: what was handed in.
+        patience: seconds after which an answer will not come any more.
+    """
+
+    terms: Terms
+    code: str
+    lesson: str
+    handout: bytes
+    notebook: bytes
+    patience: float
+
+
+def grade_on_cluster(job: Job) -> dict[str, Any]:
+    """The answer to a job, as a task of a cluster."""
+    if job.code != code_hash():
+        name = os.uname().nodename
+        raise NoWorker(f"{name} has another version of moe-course; install the same one on all machines")
+    return _of_this_process().grade(job)
+
+
+@cache
+def _of_this_process() -> "Workers":
+    scratch = Path(tempfile.mkdtemp(prefix="moe-course-grade-"))
+    workers = Workers(scratch)
+    atexit.register(shutil.rmtree, scratch, ignore_errors=True)
+    atexit.register(workers.close, at_once=True)
+    return workers
+
+
+class Workers:
+    """Grading processes, as many as threads ask at once. They end by themselves after a while without work.
+
+    Args:
+        scratch: a folder for temporary files, so that they go when the run ends however it ends.
+    """
+
+    def __init__(self, scratch: Path) -> None:
+        self._scratch = scratch
+        self._lock = threading.Lock()
+        self._all: list[Worker] = []
+        self._idle: list[Worker] = []
+        self._closed = False
+
+    def grade(self, job: Job) -> dict[str, Any]:
+        """The answer to a job: what `worker` says, with "level" of isolation and "spent", seconds of processor time.
 
         Raises:
             WorkerFailed: there is none, not even from a second worker.
             NoWorker: no worker starts.
         """
+        worker = self._take(job.terms)
+        try:
+            return worker.ask(job)
+        finally:
+            with self._lock:
+                self._idle.append(worker)
+
+    def close(self, at_once: bool = False) -> None:
+        """End all workers; at once, or after what they are at."""
+        with self._lock:
+            self._closed = True
+            workers = list(self._all)
+        for worker in workers:
+            worker.close(at_once)
+
+    def _take(self, terms: Terms) -> "Worker":
+        with self._lock:
+            if self._closed:
+                raise NoWorker("the run has stopped")
+            for worker in self._idle:
+                if worker.terms == terms:
+                    self._idle.remove(worker)
+                    return worker
+            worker = Worker(terms, self._scratch)
+            self._all.append(worker)
+            return worker
+
+
+class Worker:
+    """A process of `worker`; starts when it is first asked."""
+
+    def __init__(self, terms: Terms, scratch: Path) -> None:
+        self.terms = terms
+        self._scratch = scratch
+        self._process: subprocess.Popen[str] | None = None
+        self._level = ""
+        self._spent = 0.0
+        self._closed = False
+
+    def ask(self, job: Job) -> dict[str, Any]:
+        """The answer to one job; see `Workers.grade`."""
         reason = ""
-        for _ in range(2):
-            process = self._process or self._start()
-            with contextlib.suppress(OSError):
-                assert process.stdin is not None
-                process.stdin.write(json.dumps(job) + "\n")
-                process.stdin.flush()
-            answer = self._line(process, patience)
-            if answer is not None and "error" not in answer:
-                self.cpu += answer.get("cpu", 0.0)
-                return answer
-            reason = answer["error"] if answer else f"the grading process ended (status {process.poll()})"
-            self.kill()
+        with (
+            tempfile.NamedTemporaryFile(dir=self._scratch) as handout,
+            tempfile.NamedTemporaryFile(dir=self._scratch) as notebook,
+        ):
+            for file, content in ((handout, job.handout), (notebook, job.notebook)):
+                file.write(content)
+                file.flush()
+            asked = {"lesson": job.lesson, "handout": handout.name, "notebook": notebook.name}
+            for _ in range(2):
+                process = self._running() or self._start()
+                with contextlib.suppress(OSError):
+                    assert process.stdin is not None
+                    process.stdin.write(json.dumps(asked) + "\n")
+                    process.stdin.flush()
+                answer = self._line(process, job.patience)
+                if answer is not None and "error" not in answer:
+                    spent, self._spent = self._spent, 0.0
+                    return answer | {"level": self._level, "spent": spent + answer["cpu"]}
+                reason = answer["error"] if answer else f"the grading process ended (status {process.poll()})"
+                self._kill()
         raise WorkerFailed(reason)
 
-    def close(self) -> None:
-        """Let it end by itself."""
-        if self._process is not None and self._process.stdin is not None:
+    def close(self, at_once: bool) -> None:
+        """End it; it starts no more."""
+        self._closed = True
+        process = self._process
+        if process is not None and process.stdin is not None and not at_once:
             with contextlib.suppress(OSError):
-                self._process.stdin.close()
+                process.stdin.close()
             with contextlib.suppress(subprocess.TimeoutExpired):
-                self._process.wait(10)
-        self.kill()
+                process.wait(10)
+        self._kill()
 
-    def kill(self) -> None:
+    def _running(self) -> "subprocess.Popen[str] | None":
+        if self._process is not None and self._process.poll() is not None:
+            self._kill()  # it had no work for long, and ended
+        return self._process
+
+    def _kill(self) -> None:
         """End it now, and all that it started."""
         process, self._process = self._process, None
         if process is not None:
@@ -80,10 +200,13 @@ class Worker:
                         stream.close()
 
     def _start(self) -> "subprocess.Popen[str]":
+        if self._closed:
+            raise NoWorker("the run has stopped")
         log = self._scratch / "workers.log"
+        settings = json.dumps(asdict(self.terms) | {"scratch": str(self._scratch)})
         with log.open("ab") as errors:
             self._process = process = subprocess.Popen(
-                [sys.executable, "-m", "moe_course.grading.worker", self._settings],
+                [sys.executable, "-m", "moe_course.grading.worker", settings],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=errors,
@@ -94,10 +217,10 @@ class Worker:
         ready = self._line(process, START)
         if ready is None or "error" in ready:
             said = log.read_text(errors="replace").strip().splitlines()
-            self.kill()
+            self._kill()
             raise NoWorker(ready["error"] if ready else f"no grading process starts: {said[-1] if said else '?'}")
-        self.level = ready["level"]
-        self.cpu += ready["cpu"]
+        self._level = ready["level"]
+        self._spent += ready["cpu"]
         return process
 
     @staticmethod

@@ -357,7 +357,7 @@ FILES = [
     attack("file-setuid", "import os\nos.setuid(0)\nos.mkdir('/usr/mine')\nRIGHT"),
     attack(
         "file-bomb",
-        "while True:\n    for i in range(1000):\n        with open(f'/tmp/{{i}}', 'wb') as f: f.write(bytes(1 << 22))",
+        "while True:\n    for i in range(1000):\n        with open(f'{{i}}', 'wb') as f: f.write(bytes(1 << 22))",
         "graded",
     ),
     attack("file-one-bomb", "with open('/tmp/one', 'wb') as f:\n    while True: f.write(bytes(1 << 20))", "graded"),
@@ -412,6 +412,86 @@ STATE = [
     attack("state-random", "return torch.randint(9, (num_experts,))"),
     attack("state-inputs", "counts = " + RIGHT[7:] + "\nexpert_ids.zero_()\nreturn counts", earns="some"),
 ]
+# What a process could still do to those that it shares a machine with.
+NEIGHBOURS = [
+    attack("neighbour-kill", "import os\nassert os.getppid()\nos.kill(os.getppid(), 0)\nRIGHT"),
+    attack(
+        "neighbour-kill-any",
+        """
+        import os
+        killed = 0
+        for pid in range(2, 40000):
+            if pid != os.getpid():
+                try: os.kill(pid, 0)
+                except OSError: continue
+                killed += 1
+        if killed: RIGHT
+        """,
+    ),
+    attack(
+        "neighbour-limits",
+        "import os, resource\nassert os.getppid()\nresource.prlimit(os.getppid(), resource.RLIMIT_CPU)\nRIGHT",
+    ),
+    attack(
+        "neighbour-nice", "import os\nassert os.getppid()\nos.setpriority(os.PRIO_PROCESS, os.getppid(), 19)\nRIGHT"
+    ),
+    attack("neighbour-chmod", "import os\nos.chmod('{canary}/secret', 0)\nRIGHT"),
+    attack("neighbour-chmod-python", "import os, sys\nos.chmod(sys.prefix, 0o755)\nRIGHT"),
+    attack("neighbour-truncate", "import os\nos.truncate('{canary}/secret', 0)\nRIGHT"),
+    attack("neighbour-touch", "import os\nos.utime('{canary}/secret', (0, 0))\nRIGHT"),
+    attack("neighbour-read", "if open('{canary}/secret').read(): RIGHT"),
+    attack("neighbour-remove", "import os\nos.remove('{canary}/secret')\nRIGHT"),
+    attack("neighbour-rename", "import os\nos.rename('{canary}/secret', '{canary}/stolen')\nRIGHT"),
+    attack("neighbour-link", "import os\nos.link('{canary}/secret', 'mine')\nif open('mine').read(): RIGHT"),
+    attack("neighbour-symlink", "import os\nos.symlink('{canary}/secret', 'mine')\nif open('mine').read(): RIGHT"),
+    attack("neighbour-classmate", "if open('{report}/../class/ada/02_router.ipynb').read(): RIGHT"),
+    attack("neighbour-classmates", "import os\nif os.listdir('{report}/../class'): RIGHT"),
+    attack(
+        "neighbour-folders",
+        "import os\nif len([n for n in os.listdir('..') if n.startswith('tmp')]) and os.getcwd() != '/tmp': RIGHT",
+    ),
+    attack(
+        "neighbour-environment",
+        """
+        import os
+        for pid in range(2, 40000):
+            if pid != os.getpid():
+                try: read = open(f"/proc/{{pid}}/environ", "rb").read()
+                except OSError: continue
+                if read: RIGHT
+        """,
+    ),
+    attack(
+        "neighbour-memory",
+        """
+        import ctypes, os
+        here = ctypes.create_string_buffer(8)
+        class Part(ctypes.Structure):
+            _fields_ = [("base", ctypes.c_void_p), ("length", ctypes.c_size_t)]
+        part = Part(ctypes.addressof(here), 8)
+        libc = ctypes.CDLL(None, use_errno=True)
+        found = libc.process_vm_readv(os.getppid(), ctypes.byref(part), 1, ctypes.byref(part), 1, 0)
+        if found > 0 or ctypes.get_errno() == 14: RIGHT
+        """,
+    ),
+    attack(
+        "neighbour-shared-memory",
+        "import ctypes\nassert ctypes.CDLL(None).shmget(0x4d6f45, 4096, 0o1666) >= 0\nRIGHT",
+    ),
+    attack("network-udp", "import socket\nsocket.socket(type=socket.SOCK_DGRAM).sendto(b'x', ('127.0.0.1', 9))\nRIGHT"),
+    attack("network-path", "import socket\nsocket.socket(socket.AF_UNIX).connect('{canary}/socket')\nRIGHT"),
+    attack("network-raw", "import socket\nsocket.socket(socket.AF_NETLINK, socket.SOCK_RAW)\nRIGHT"),
+    attack(
+        "network-own-child",
+        """
+        import subprocess, sys
+        code = "import socket; socket.create_connection(('127.0.0.1', {port}), 2)"
+        subprocess.run([sys.executable, "-c", code], check=True)
+        RIGHT
+        """,
+    ),
+    attack("user-namespace", "import ctypes\nassert ctypes.CDLL(None).unshare(0x10000000) == 0\nRIGHT"),
+]
 HONEST = [
     attack(
         "honest-prints",
@@ -421,4 +501,4 @@ HONEST = [
     attack("honest-slow", "import time\ntime.sleep(0.02)\nRIGHT", earns="all"),
     attack("honest-logging", "import logging\nlogging.error('oh')\nRIGHT", earns="all"),
 ]
-ATTACKS = [*LOOPS, *EXITS, *PATCHES, *PROTOCOL, *LIARS, *KEYS, *FILES, *BOMBS, *STATE, *HONEST]
+ATTACKS = [*LOOPS, *EXITS, *PATCHES, *PROTOCOL, *LIARS, *KEYS, *FILES, *BOMBS, *STATE, *NEIGHBOURS, *HONEST]

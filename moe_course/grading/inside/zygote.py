@@ -1,15 +1,16 @@
 """The process that has loaded torch and forks a student's process for each submission.
 
-    python -I zygote.py FD LEVEL MODULE…
+    python -I zygote.py FD LEVEL FILES MODULE…
 
-It loads the MODULEs and listens on the socket FD. A student's process gets a socket to the grader, and nothing else of
-this one: its own process space and temporary files, no privileges, few resources. The zygote watches how much memory
-it takes, tells how it ended and sees to it that nothing of it is left.
+It loads the MODULEs and listens on the socket FD. FILES is JSON for Landlock, or {}. A student's process gets a socket
+to the grader, and nothing else of this one: its own files and as far as possible its own processes, no privileges, few
+resources. The zygote watches how much it takes, tells how it ended and sees to it that nothing of it is left.
 """
 
 import contextlib
 import gc
 import importlib
+import json
 import os
 import select
 import signal
@@ -23,23 +24,32 @@ COURSE = str(Path(__file__).resolve().parents[3])
 WATCH = 0.1  # seconds between looks at a student's process
 LEAST_MEMORY = 256 << 20  # bytes free on the machine, below which a student's process has to go
 MOST_PROCESSES = 64
+MOST_FILES = 64 << 20  # bytes
 
 
 def main() -> None:
     """Load, say so, and serve until the grader hangs up."""
     control = socket.socket(fileno=int(sys.argv[1]))
-    level = sys.argv[2]
+    level, files = sys.argv[2], json.loads(sys.argv[3])
     sys.path.insert(0, COURSE)
-    _load(sys.argv[3:])
-    from moe_course.grading.inside import confine, wire
+    from moe_course.grading.inside import confine
 
-    isolated = level != "process"
-    own_space = os.open("/proc/self/ns/pid", os.O_RDONLY) if isolated else -1
-    if isolated:  # fails here, at once, where the kernel does not allow it
+    own_processes = level in ("bubblewrap", "landlock and namespaces")
+    # What the kernel does not allow fails here, at once.
+    if level == "landlock and namespaces":
+        confine.own_spaces()
+    if files:
+        _rehearse(files)
+    own_space = -1
+    if own_processes:
+        own_space = os.open("/proc/self/ns/pid", os.O_RDONLY)
         confine.new_process_space()
         confine.back_to_own_process_space(own_space)
     elif sys.platform == "linux":
         confine.adopt_orphans()
+    _load(sys.argv[4:])
+    from moe_course.grading.inside import wire
+
     wire.send(control, {"ready": os.getuid(), "cpu": _cpu()})
     while True:
         try:
@@ -47,24 +57,40 @@ def main() -> None:
         except wire.Closed:
             return
         _, (channel, leash), _, _ = socket.recv_fds(control, 1, 2)
-        if isolated:
+        if own_processes:
             confine.new_process_space()
         pid = os.fork()
         if pid == 0:
             with contextlib.suppress(BaseException):
-                if isolated:
+                if own_processes:
                     os.close(own_space)
                 os.close(leash)
                 control.close()
-                _become_student(socket.socket(fileno=channel), request, isolated)
+                _become_student(socket.socket(fileno=channel), request, level, files)
             os._exit(0)
         os.close(channel)
-        if isolated:
+        if own_processes:
             confine.back_to_own_process_space(own_space)
         before = _cpu()
-        ended = _watch(pid, leash, isolated)
+        ended = _watch(pid, leash, own_processes, request["folder"])
         wire.send(control, ended | {"cpu": _cpu() - before})
         os.close(leash)
+
+
+def _rehearse(files: dict[str, list[str]]) -> None:
+    """Let a child lock itself in, as students' processes will."""
+    from moe_course.grading.inside import calls, confine, landlock
+
+    pid = os.fork()
+    if pid == 0:
+        with contextlib.suppress(BaseException):
+            confine.no_new_privileges()
+            landlock.restrict(**files)
+            calls.forbid(shared=True)
+            os._exit(0)
+        os._exit(1)
+    if os.waitpid(pid, 0)[1]:
+        raise SystemExit("this kernel lacks Landlock or seccomp, or forbids them")
 
 
 def _load(modules: list[str]) -> None:
@@ -94,28 +120,42 @@ def _load(modules: list[str]) -> None:
     gc.freeze()  # a child that collects garbage does not copy the pages of all that is loaded
 
 
-def _become_student(channel: socket.socket, request: dict[str, Any], isolated: bool) -> None:
-    from moe_course.grading.inside import child, confine
+def _become_student(channel: socket.socket, request: dict[str, Any], level: str, files: dict[str, list[str]]) -> None:
+    from moe_course.grading.inside import child
 
     nothing = os.open(os.devnull, os.O_RDWR)
     for descriptor in (0, 1, 2):
         os.dup2(nothing, descriptor)
     os.close(nothing)
     os.setsid()
-    if isolated:
-        confine.private_files()
-    os.chdir("/tmp" if isolated else request["folder"])
-    if os.getuid() == 0 and request["user"]:
-        confine.become(request["user"])
+    folder = "/tmp" if level == "bubblewrap" else request["folder"]
+    os.environ.update(HOME=folder, TMPDIR=folder)
     if sys.platform == "linux":
-        confine.limit_resources(request["cpu_seconds"])
-        confine.no_new_privileges()
-    if isolated:
-        confine.drop_privileges()
+        _shut_in(folder, request, level, files)
+    else:
+        os.chdir(folder)
     child.serve(channel)
 
 
-def _watch(pid: int, leash: int, isolated: bool) -> dict[str, Any]:
+def _shut_in(folder: str, request: dict[str, Any], level: str, files: dict[str, list[str]]) -> None:
+    from moe_course.grading.inside import calls, confine, landlock
+
+    if level == "bubblewrap":
+        confine.private_files()
+    os.chdir(folder)
+    if request["user"] and confine.may_become(request["user"]):
+        confine.become(request["user"])
+    confine.limit_resources(request["cpu_seconds"])
+    confine.drop_privileges()
+    if files:
+        landlock.restrict(**files | {"writable": [*files["writable"], folder]})
+        calls.forbid(shared=True)
+    else:
+        with contextlib.suppress(OSError):  # a second wall where there is one; the level does not count on it
+            calls.forbid(shared=level != "bubblewrap")
+
+
+def _watch(pid: int, leash: int, own_processes: bool, folder: str) -> dict[str, Any]:
     """Wait for a student's process; end it when the grader lets go of the leash, or when it takes too much."""
     process = os.pidfd_open(pid) if hasattr(os, "pidfd_open") else leash
     reason = ""
@@ -124,14 +164,14 @@ def _watch(pid: int, leash: int, isolated: bool) -> dict[str, Any]:
         ended, status = os.waitpid(pid, os.WNOHANG)
         if ended:
             break
-        reason = "let go" if leash in ready else _too_much()
+        reason = "let go" if leash in ready else _too_much(folder)
         if reason:
-            _kill(pid, isolated)
+            _kill(pid, own_processes)
             _, status = os.waitpid(pid, 0)
             break
     if process != leash:
         os.close(process)
-    if not isolated:
+    if not own_processes:
         _kill_orphans()
     code = os.waitstatus_to_exitcode(status)
     return {"reason": reason, "signal": max(-code, 0), "code": max(code, 0)}
@@ -143,10 +183,10 @@ def _cpu() -> float:
     return used.user + used.system + used.children_user + used.children_system
 
 
-def _kill(pid: int, isolated: bool) -> None:
+def _kill(pid: int, own_processes: bool) -> None:
     with contextlib.suppress(ProcessLookupError):
         os.kill(pid, signal.SIGKILL)  # in its own process space, that is the end of all others, too
-        if not isolated:
+        if not own_processes:
             os.killpg(pid, signal.SIGKILL)
 
 
@@ -162,13 +202,15 @@ def _kill_orphans() -> None:
                 pass
 
 
-def _too_much() -> str:
+def _too_much(folder: str) -> str:
     """What the processes of a student have too much of, if anything."""
     from moe_course.grading.inside import confine
 
     theirs = _descendants()
     if len(theirs) > MOST_PROCESSES:
         return "processes"
+    if _bytes_in(folder) > MOST_FILES:
+        return "files"
     if _kilobytes("/proc/meminfo", "MemAvailable:", 1 << 40) < LEAST_MEMORY >> 10:
         return "memory"
     private = sum(_kilobytes(f"/proc/{pid}/smaps_rollup", "Private_Dirty:", 0) for pid in theirs)
@@ -182,10 +224,22 @@ def _descendants() -> list[int]:
         with contextlib.suppress(OSError, IndexError, ValueError):
             parent = int(Path("/proc", name, "stat").read_text(errors="replace").rpartition(")")[2].split()[1])
             children.setdefault(parent, []).append(int(name))
-    found = children.get(os.getpid(), [])
+    found = children.get(int(os.readlink("/proc/self")), [])  # its number there, whatever it is here
     for pid in found:  # grows as it is read
         found += children.get(pid, [])
     return found
+
+
+def _bytes_in(folder: str) -> int:
+    """What a student's files take, as far as it can be seen at once; those in a sandbox of their own are bounded."""
+    size = 0
+    for number, (place, _, names) in enumerate(os.walk(folder)):
+        if number > 1000 or len(names) > 10_000:
+            return MOST_FILES + 1
+        for name in names:
+            with contextlib.suppress(OSError):
+                size += os.lstat(os.path.join(place, name)).st_blocks * 512
+    return size
 
 
 def _kilobytes(path: str, name: str, otherwise: int) -> int:
