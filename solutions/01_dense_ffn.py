@@ -38,7 +38,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 
-from moe_course import Question, check, quiz, show, sliders
+from moe_course import Question, check, quiz, record, show, sliders
 from moe_course.figures import lesson_01 as figures
 
 # %% [markdown]
@@ -263,6 +263,7 @@ total = sum(parameter_table(mistral).values())
 all_ffns = mistral.num_layers * ffn
 print(f"one FFN: {ffn / 1e6:.0f} million parameters")
 print(f"all 32:  {all_ffns / 1e9:.2f} of {total / 1e9:.2f} billion, {all_ffns / total:.0%}")
+record(ffn_share=all_ffns / total)
 
 # %% [markdown]
 # **What just happened.** The FFNs hold 78 % of the parameters, and about as much of the work, until the context gets
@@ -270,6 +271,10 @@ print(f"all 32:  {all_ffns / 1e9:.2f} of {total / 1e9:.2f} billion, {all_ffns / 
 # a window of 4096 tokens.
 #
 # The embedding is the odd one out. It is stored, but a look-up costs no FLOPs. Keep it in mind for section 5.
+#
+# The line with the grey edge comes from `record`. It keeps a lesson's main results in the notebook, so that many runs
+# of it, with other seeds and settings, can be gathered into one table. You will see it again; there is nothing for you
+# to do.
 #
 # ## 3. Why not simply make it wider?
 #
@@ -413,6 +418,7 @@ speeds = {tokens: flops[tokens] / measured[tokens] for tokens in batch_sizes}
 largest = batch_sizes[-1]
 print(f"{largest} tokens take {measured[largest] / measured[1]:.0f} times as long as one token")
 show(figures.roofline(peak, bandwidth, intensity, speeds))
+record(peak_gflops=peak / 1e9, bandwidth_gb=bandwidth / 1e9, batch_over_one=measured[largest] / measured[1])
 
 # %% [markdown]
 # **What just happened.** At its two ends the claim holds: one token costs about the fetching of all weights, and a
@@ -563,6 +569,7 @@ for E, more_memory, more_time in zip(expert_counts, memory_ratio, time_ratio, st
     memory = f"{megabytes(layers[E]):5.1f} MB {more_memory:9.1f} ×"
     print(f"MoE, E = {E:<4} {memory} {1e3 * seconds[E]:12.1f} ms {more_time:6.2f} ×")
 show(figures.memory_and_time(expert_counts, memory_ratio, time_ratio))
+record(memory_over_dense=memory_ratio[-1], time_over_dense=time_ratio[-1])
 
 # %% [markdown]
 # **What just happened.** The memory grows in proportion to $E$. The time does not. It starts somewhat above that of

@@ -40,7 +40,7 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from moe_course import Question, check, quiz, show, sliders
+from moe_course import Question, check, quiz, record, show, sliders
 from moe_course.figures import lesson_02 as figures
 
 torch.set_num_threads(1)  # the tensors of this lesson are tiny: a second thread would only get in the way
@@ -570,6 +570,8 @@ for top_k in (1, 2):
             print(f"{name:<30} median {norms[name].median():.1e}")
 
 show(figures.gradient_norms(norms))
+dead, live = norms["top-1, softmax, renormalised"], norms["top-1, softmax"]
+record(gradient_dead=dead.median(), gradient_live=live.median())  # kept for tables over many runs
 
 # %% [markdown]
 # **What just happened.** Two of the eight are dead, the two that the proof names. What is left there, around
@@ -631,6 +633,8 @@ for name, results in runs.items():
     print(f"{name:<42}{final.mean():.3f} ({final.min():.3f} to {final.max():.3f})       {moved.mean():.2g}")
 
 show(figures.training({name: torch.tensor([losses for losses, _, _ in results]) for name, results in runs.items()}))
+dead, frozen, live, two = (sum(losses[-1] for losses, _, _ in results) / num_seeds for results in runs.values())
+record(loss_dead=dead, loss_frozen=frozen, loss_live=live, loss_top_2=two)
 
 # %%
 start, after_dead = runs["top-1, renormalised"][0][1:]

@@ -46,7 +46,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from moe_course import Question, check, quiz, show, sliders
+from moe_course import Question, check, quiz, record, show, sliders
 from moe_course.figures import lesson_03 as figures
 
 torch.set_num_threads(threads)
@@ -646,6 +646,8 @@ for name, by_count in ratios.items():
     print(f"{name:28}" + "".join(f"{by_count[count]:>9.1f} " for count in expert_counts))
 sizes = f"T = {timing_tokens}, K = {top_k}, D = {d_model}, F = {d_ff}"
 show(figures.cost(ratios, f"{sizes}; forward and backward, CPU time, medians of {rounds}"))
+every, slots, _, loop, grouped = (by_count[expert_counts[-1]] for by_count in ratios.values())
+record(cost_every=every, cost_slots=slots, cost_loop=loop, cost_grouped=grouped)  # kept for tables over many runs
 
 # %% [markdown]
 # **What just happened.** Read the figure from the top at E = 64.
@@ -839,6 +841,8 @@ gain = losses["dense"][:, -1] - losses["MoE"][:, -1]
 print(f"\nMoE minus dense: {-gain.mean():+.3f} ({-gain.max():+.3f} to {-gain.min():+.3f} over {num_seeds} seeds)")
 
 show(figures.training({name: runs[0].steps for name, runs in curves.items()}, losses))
+dense, moe, wide, longer = (values[:, -1].mean() for values in losses.values())
+record(loss_dense=dense, loss_moe=moe, loss_dense_wide=wide, loss_dense_longer=longer, moe_gain=gain.mean())
 
 # %% [markdown]
 # **What just happened.** Compare the rows in pairs.

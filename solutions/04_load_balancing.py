@@ -30,7 +30,7 @@
 seed: int = 0  # of the first run; further runs count up from it
 num_seeds: int = 4  # runs of each setting
 alpha: float = 0.3  # weight of the balance loss where one value is looked at
-alphas: list = [0.0, 0.01, 0.03, 0.1, 0.3, 1.0, 10.0]  # weights compared, 0 among them, in rising order
+alphas: list = [0.0, 0.01, 0.03, 0.1, 0.3, 1.0, 10.0]  # weights compared, besides alpha; [] for a quick run
 num_experts: int = 8  # E
 top_k: int = 1  # K, experts per token
 d_model: int = 16  # D
@@ -51,7 +51,7 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from moe_course import Question, check, quiz, show, sliders
+from moe_course import Question, check, quiz, record, show, sliders
 from moe_course.figures import lesson_04 as figures
 
 torch.set_num_threads(1)  # the tensors of this lesson are tiny: a second thread would only get in the way
@@ -164,7 +164,7 @@ def train(
         logits, routings = models(x)
         return F.cross_entropy(logits.movedim(-1, 1), labels, reduction="none").mean(-1), routings
 
-    held_out, record = batch(2048), []
+    held_out, steps_seen = batch(2048), []
     for _ in range(steps):
         losses, routings = run_all(*batch(batch_size))
         loss = losses.sum()  # the runs share no weight, so their sum trains each as if it were alone
@@ -174,12 +174,12 @@ def train(
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        record.append(load_and_entropy(routings))
+        steps_seen.append(load_and_entropy(routings))
 
     with torch.no_grad():
         losses, routing = run_all(*held_out)
     shape = (len(weights), len(tasks))
-    loads, entropy = (torch.stack(part, dim=1).unflatten(0, shape) for part in zip(*record, strict=True))
+    loads, entropy = (torch.stack(part, dim=1).unflatten(0, shape) for part in zip(*steps_seen, strict=True))
     return Runs(loads, entropy, losses.view(shape), routing)
 
 # %% [markdown]
@@ -210,6 +210,8 @@ for run in range(num_seeds):
     print(line)
 
 show(figures.loads_over_time(collapsed.loads[0, 0, :, 0], f"Seed {seed}, no balance loss: a few experts take it all"))
+without, no_offset = (runs.shares(-50)[0, :, 0].amax(-1).mean() for runs in (collapsed, control))
+record(busiest_without_loss=without, busiest_without_offset=no_offset)  # kept for tables over many runs
 
 # %% [markdown]
 # **What just happened.** This is **collapse**. A few experts get most of the tokens, others none at all. An expert
@@ -542,6 +544,7 @@ def balance_of_layers(routings: list[tuple[Tensor, Tensor]]) -> Tensor:
     return torch.stack([load_balancing_loss(probs, ids) for probs, ids in routings]).mean()
 
 
+alphas = sorted({*alphas, alpha})
 narrow = train(alphas, d_ff, balance_of_layers)
 wide = train(alphas, d_ff_wide, balance_of_layers)
 
@@ -559,6 +562,17 @@ print(f"means over {num_seeds} seeds; loads of the last 50 steps, loss on held-o
 
 busiest = {name: runs.shares(-50)[:, :, 0].amax(-1) for name, runs in names.items()}
 show(figures.trade_off(alphas, busiest, {name: runs.held_out for name, runs in names.items()}, num_experts))
+
+# %%
+looked_at = alphas.index(alpha)
+ends = narrow.shares(-50)[looked_at, :, 0]
+record(
+    busiest_share=ends.amax(-1).mean(),
+    dead_experts=(ends == 0).sum(-1).double().mean(),
+    entropy=narrow.entropy[looked_at, :, -50:].mean(),
+    task_loss=narrow.held_out[looked_at].mean(),
+    task_loss_wide=wide.held_out[looked_at].mean(),
+)
 
 # %% [markdown]
 # **What just happened.** On the left the loss does what it is for: from α = 0.1 on, no expert is dead, and the
@@ -714,6 +728,8 @@ for name, end in ends.items():
     print(f"{name:34}" + "".join(f"{low:>9.2f} to {high:.2f}" for low, high in zip(excess.amin(0), excess.amax(0), strict=True)))
 
 show(figures.layers_stacked({name: end[0] for name, end in ends.items()}))
+of_layers, of_pooled = (end.amax((1, 2)).mean() * num_experts - 1 for end in ends.values())
+record(max_violation_apart=of_layers, max_violation_pooled=of_pooled)  # of the worse layer
 
 # %% [markdown]
 # **MaxVio** is the largest load over the mean load, minus 1: 0 is even, 1 means that the busiest expert has twice its

@@ -32,6 +32,7 @@ num_seeds: int = 3  # training runs of each setting
 noise: float = 1.0  # times the trained noise in training; 0 trains without any
 w_importance: float = 0.2  # weight of the importance loss alone; half of it where both losses act
 w_load: float = 0.2  # weight of the load loss alone; half of it where both losses act
+compared: list = ["no loss", "importance", "load", "both", "both, no noise"]  # settings that section 5 trains
 num_experts: int = 16  # E of the layers that are trained
 top_k: int = 2  # K, experts per token
 d_model: int = 32  # D
@@ -43,13 +44,14 @@ learning_rate: float = 0.03  # AdamW's largest
 
 # %%
 import math
+import re
 
 import torch
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from moe_course import Question, check, quiz, show, sliders
+from moe_course import Question, check, quiz, record, show, sliders
 from moe_course.figures import lesson_05 as figures
 
 torch.set_num_threads(1)  # many small tensors: a second thread would only get in the way
@@ -587,7 +589,7 @@ settings = {  # weights of the two losses, and how much noise
     "both": (w_importance / 2, w_load / 2, noise),
     "both, no noise": (w_importance / 2, w_load / 2, 0.0),
 }
-runs = {name: [] for name in settings}
+runs = {name: [] for name in compared}
 
 
 def run(name: str, run_seed: int) -> dict:
@@ -614,24 +616,26 @@ def run(name: str, run_seed: int) -> dict:
     return noted | {"curve": curve, "model": model}
 
 # %%
-for run_seed in range(seed, seed + num_seeds):
-    for name in ("no loss", "importance"):
-        runs[name].append(run(name, run_seed))
+def run_all(*names: str) -> None:
+    for run_seed in range(seed, seed + num_seeds):
+        for name in names:
+            if name in runs:
+                runs[name].append(run(name, run_seed))
+
+
+run_all("no loss", "importance")
 
 # %% [markdown]
 # Those were the rows that leave the load alone. Now the two that train on it:
 
 # %%
-for run_seed in range(seed, seed + num_seeds):
-    for name in ("load", "both"):
-        runs[name].append(run(name, run_seed))
+run_all("load", "both")
 
 # %% [markdown]
 # The fifth run starts from the same weights and sees the same text as the fourth. It lacks the noise.
 
 # %%
-for run_seed in range(seed, seed + num_seeds):
-    runs["both, no noise"].append(run("both, no noise", run_seed))
+run_all("both, no noise")
 
 # %%
 def summary(result: dict) -> dict[str, float]:
@@ -647,10 +651,11 @@ def summary(result: dict) -> dict[str, float]:
 
 
 rows = {name: [summary(result) for result in results] for name, results in runs.items()}
-columns = list(rows["both"][0])
+columns = list(rows[compared[0]][0])
+means = {name: {c: sum(r[c] for r in results) / num_seeds for c in columns} for name, results in rows.items()}
 print(f"{f'means of {num_seeds} seeds':16}" + "".join(f"{column:>17}" for column in columns))
-for name, results in rows.items():
-    print(f"{name:16}" + "".join(f"{sum(r[c] for r in results) / num_seeds:>17.2f}" for c in columns))
+for name, mean in means.items():
+    print(f"{name:16}" + "".join(f"{value:>17.2f}" for value in mean.values()))
 
 
 def each_seed(column: str) -> dict[str, list[float]]:
@@ -658,6 +663,8 @@ def each_seed(column: str) -> dict[str, list[float]]:
 
 
 show(figures.balance(each_seed("perplexity"), each_seed("max/mean"), num_experts / top_k))
+for name, mean in means.items():  # kept for tables over many runs
+    record(**{"_".join(re.findall(r"\w+", f"{column} {name}")): value for column, value in mean.items()})
 
 # %% [markdown]
 # **What just happened.** Take the claims one by one. Three seeds are few, so the numbers below come from eight, run
@@ -721,14 +728,14 @@ def router_saturation(expert_ids: Tensor, final_ids: Tensor) -> float:
     return agree.any(-1).double().mean().item()
 
 
-shown = [name for name in settings if name in ("no loss", "both", "both, no noise")]
+shown = [name for name in compared if name in ("no loss", "both", "both, no noise")] or compared[:1]
 saturation, noise_scale = {}, {}
 for name in shown:
     noted = [result["expert_ids"] for result in runs[name]]
     saturation[name] = torch.tensor([[router_saturation(ids, run_ids[-1]) for ids in run_ids] for run_ids in noted])
     noise_scale[name] = torch.tensor([[scale.item() for scale in result["scale"]] for result in runs[name]])
 
-at = runs["both"][0]["curve"].steps
+at = runs[compared[0]][0]["curve"].steps
 print(f"{'saturation, mean':18}" + "".join(f"{f'step {step}':>10}" for step in at))
 for name, values in saturation.items():
     print(f"{name:18}" + "".join(f"{value:>10.2f}" for value in values.mean(0).tolist()))
@@ -782,7 +789,7 @@ jitter_input = check(jitter_input)
 # of noise changes.
 
 # %%
-model = runs["both"][0]["model"].eval()
+model = runs["both" if "both" in runs else compared[0]][0]["model"].eval()
 with torch.no_grad():
     _, x, (_, clean_ids, _) = model(held_out[:, :-1])
     generator = torch.Generator().manual_seed(seed)

@@ -40,7 +40,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from moe_course import Question, check, kernels, quiz, show, sliders
+from moe_course import Question, check, kernels, quiz, record, show, sliders
 from moe_course.exercises.with_triton import DEVICE, tl, triton
 from moe_course.figures import lesson_06 as figures
 
@@ -594,6 +594,7 @@ for expert, row in zip(tile_experts.tolist(), tile_rows.tolist(), strict=True):
 hidden = grouped(rows, w_in, offsets)
 spec = expert_tile_spec(rows, w_in, tile_experts, tile_rows, offsets)
 print("equal to the spec:", torch.allclose(hidden, spec, atol=1e-5))
+record(lanes_in_use=figures.padding_efficiency(offsets.diff().cpu(), block))  # kept for tables over many runs
 
 # %% [markdown]
 # ### How large a block?
@@ -769,6 +770,7 @@ ours = kernels.triton_dispatch if kernels.is_available() else None
 print(f"{'largest error over largest value':36}{'yours':>10}{'course':>10}")
 for name, inputs in cases.items():
     print(f"{name:36}{error(tiled_experts, inputs):>10}{error(ours, inputs) if ours else 'no Triton':>10}")
+record(largest_error=max(float(error(tiled_experts, inputs)) for inputs in cases.values()))
 
 # %% [markdown]
 # **What just happened.** float32 errors are those of rounding, and so are the larger ones of float16, which keeps 11
@@ -855,7 +857,9 @@ for row in report:
     row["shared KB"] = row["shared_bytes"] // 1024
     shape = f"{sizes}, {row['num_warps']}"
     print(f"{row['kernel']:28}{shape:>19}" + "".join(f"{row[name]:>11}" for name in columns))
-if not report:
+if report:
+    record(compiled=[{column: row[column] for column in ("kernel", *columns)} for row in report])
+else:
     print(kernels.why_unavailable() or "no report")
 
 # %% [markdown]

@@ -1,18 +1,21 @@
-"""Blocks of transformers and their checkpoints load into `MoELayer`, and compute the same, gradients included."""
+"""Models and blocks of transformers and their checkpoints load, and compute the same, gradients included."""
 
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
-from transformers import AutoConfig
-from transformers.models.mixtral.modeling_mixtral import MixtralSparseMoeBlock
+from torch.nn import functional as F
+from transformers import AutoConfig, AutoModelForCausalLM
+from transformers.models.mixtral.modeling_mixtral import MixtralSparseMoeBlock, load_balancing_loss_func
 from transformers.models.olmoe.modeling_olmoe import OlmoeSparseMoeBlock
 from transformers.models.qwen3_moe.modeling_qwen3_moe import Qwen3MoeSparseMoeBlock
 
-from moe_course.interop import load_moe_block, load_moe_state_dict
+from moe_course.interop import load_moe_block, load_moe_state_dict, load_transformer
+from moe_course.layers import generate, model_balance_loss, model_config, total_parameters
+from moe_course.training import language_model_loss
 
-D, F, E, K = 16, 24, 6, 3
+D, D_FF, E, K = 16, 24, 6, 3
 CASES = {
     "mixtral": (MixtralSparseMoeBlock, "mixtral", {}),
     "olmoe": (OlmoeSparseMoeBlock, "olmoe", {"norm_topk_prob": False}),
@@ -27,10 +30,10 @@ def make_block(case: str, **settings: Any) -> nn.Module:
     config = AutoConfig.for_model(
         model_type,
         hidden_size=D,
-        intermediate_size=F,
+        intermediate_size=D_FF,
         num_experts_per_tok=K,
         experts_implementation="eager",
-        **({"moe_intermediate_size": F} if model_type == "qwen3_moe" else {}),
+        **({"moe_intermediate_size": D_FF} if model_type == "qwen3_moe" else {}),
         **({"num_local_experts": E} if model_type == "mixtral" else {"num_experts": E}),
         **own,
         **settings,
@@ -170,3 +173,141 @@ def test_transformers_is_not_imported():
 
     code = "import sys, moe_course.interop; sys.exit('transformers' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+# Whole models
+
+MODELS: dict[str, tuple[str, dict[str, Any]]] = {
+    "mixtral": ("mixtral", {"num_local_experts": E, "num_experts_per_tok": 2}),
+    "mixtral, tied, all heads, another theta": (
+        "mixtral",
+        {
+            "num_local_experts": E,
+            "num_experts_per_tok": K,
+            "tie_word_embeddings": True,
+            "num_key_value_heads": 4,
+            "rope_parameters": {"rope_type": "default", "rope_theta": 100.0},
+        },
+    ),
+    "llama": ("llama", {}),
+    "mistral": ("mistral", {"sliding_window": None}),
+}
+VOCABULARY = 31
+
+
+def make_model(model_type: str, **settings: Any) -> Any:
+    """A small model whose parameters, norms included, are all random and large enough to tell mistakes."""
+    config = AutoConfig.for_model(
+        model_type,
+        vocab_size=VOCABULARY,
+        hidden_size=32,
+        intermediate_size=D_FF,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        **{"num_key_value_heads": 2, "max_position_embeddings": 40, "rms_norm_eps": 1e-3} | settings,
+        experts_implementation="eager",
+        bos_token_id=None,
+        eos_token_id=None,
+        pad_token_id=None,
+    )
+    model = AutoModelForCausalLM.from_config(config)
+    generator = torch.Generator().manual_seed(0)
+    for parameter in model.parameters():
+        nn.init.normal_(parameter, mean=float(parameter.ndim == 1), std=0.25, generator=generator)
+    return model.eval()
+
+
+def make_ids(batch: int, length: int) -> Tensor:
+    return torch.randint(VOCABULARY, (batch, length), generator=torch.Generator().manual_seed(1))
+
+
+@pytest.mark.parametrize("case", MODELS)
+def test_logits_and_gradients_equal_the_model(case):
+    model_type, settings = MODELS[case]
+    theirs = make_model(model_type, **settings)
+    ours = load_transformer(theirs)
+    ids = make_ids(3, 33)
+    expected, logits = theirs(ids).logits, ours(ids).logits
+    assert expected.std() > 1
+    torch.testing.assert_close(logits, expected, rtol=2e-5, atol=2e-5)
+
+    assert sum(p.numel() for p in theirs.parameters()) == total_parameters(model_config(ours.config))
+    cotangent = torch.randn(logits.shape, generator=torch.Generator().manual_seed(2))
+    (logits * cotangent).sum().backward()
+    (expected * cotangent).sum().backward()
+    last = theirs.model.layers[-1]
+    for name, mine, original in (
+        ("embedding", ours.embedding.weight, theirs.model.embed_tokens.weight),
+        ("query", ours.blocks[0].attention.query.weight, theirs.model.layers[0].self_attn.q_proj.weight),
+        ("value", ours.blocks[2].attention.value.weight, last.self_attn.v_proj.weight),
+        ("norm", ours.blocks[2].ffn_norm.weight, last.post_attention_layernorm.weight),
+        ("head", ours.head.weight, theirs.lm_head.weight),
+    ):
+        scale = original.grad.abs().max()
+        assert scale > 1e-2, f"{name}: a gradient of zero would prove nothing"
+        torch.testing.assert_close(mine.grad / scale, original.grad / scale, rtol=1e-4, atol=1e-4, msg=name)
+
+
+def test_router_losses_equal_the_model():
+    theirs = make_model("mixtral", num_local_experts=E, output_router_logits=True)
+    ours = load_transformer(theirs)
+    ids = make_ids(2, 30)
+    output = theirs(ids, labels=ids)
+    routings = list(ours(ids).routings.values())
+    for routing, router_logits in zip(routings, output.router_logits, strict=True):
+        torch.testing.assert_close(routing.logits, router_logits, rtol=1e-4, atol=1e-4)
+    # Theirs counts every choice, so that an even load costs K, and pools the layers.
+    pooled = model_balance_loss(routings, divide_by_top_k=False, pool_layers=True)
+    torch.testing.assert_close(pooled, output.aux_loss, rtol=1e-5, atol=1e-5)
+    # Layer by layer there is nothing to pool, and the two differ by the factor K alone.
+    alone = [load_balancing_loss_func((logits,), E, 2) / 2 for logits in output.router_logits]
+    loss = language_model_loss(ours, ids, balance_weight=0.0)
+    torch.testing.assert_close(model_balance_loss(routings), torch.stack(alone).mean(), rtol=1e-5, atol=1e-5)
+    shifted = F.cross_entropy(output.logits[:, :-1].flatten(0, 1), ids[:, 1:].flatten())
+    torch.testing.assert_close(loss.cross_entropy, shifted, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("case", ["mixtral", "llama"])
+def test_writes_the_same_text_as_the_model(case):
+    model_type, settings = MODELS[case]
+    theirs = make_model(model_type, **settings)
+    prompt = make_ids(2, 4)
+    expected = theirs.generate(prompt, max_new_tokens=20, do_sample=False, attention_mask=torch.ones_like(prompt))
+    assert len(expected[:, 4:].unique()) > 3
+    assert torch.equal(generate(load_transformer(theirs), prompt, 20), expected)
+
+
+def test_a_loaded_model_keeps_nothing_of_the_original():
+    theirs = make_model("mixtral", num_local_experts=E)
+    ours = load_transformer(theirs.bfloat16())
+    before = ours(make_ids(1, 5)).logits
+    with torch.no_grad():
+        for parameter in theirs.parameters():
+            parameter.zero_()
+    assert torch.equal(ours(make_ids(1, 5)).logits, before)
+    assert {parameter.dtype for parameter in ours.parameters()} == {torch.bfloat16}
+
+
+@pytest.mark.parametrize(
+    ("model_type", "settings", "message"),
+    [
+        (
+            "qwen3_moe",
+            {"moe_intermediate_size": D_FF, "num_experts": E},
+            r"'qwen3_moe'.*norms of queries and keys",
+        ),
+        ("olmoe", {"num_experts": E}, r"'olmoe'.*load its MoE blocks one by one with load_moe_block"),
+        ("mistral", {"sliding_window": 8}, r"sliding_window=8 has no place.*choose a model with sliding_window=None"),
+        ("mixtral", {"head_dim": 16}, r"head_dim=16 has no place"),
+        ("llama", {"attention_bias": True}, r"attention_bias=True has no place"),
+        ("llama", {"hidden_act": "gelu"}, r"choose a model with hidden_act='silu'"),
+        (
+            "llama",
+            {"rope_parameters": {"rope_type": "linear", "factor": 2.0, "rope_theta": 1e4}},
+            r"rope_type='linear' has no place",
+        ),
+    ],
+)
+def test_models_with_other_parts_are_refused(model_type, settings, message):
+    with pytest.raises(ValueError, match=message):
+        load_transformer(make_model(model_type, **settings))

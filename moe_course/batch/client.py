@@ -40,7 +40,7 @@ class Client(PapermillNotebookClient):
     """
 
     def __init__(self, nb_man: NotebookExecutionManager, watch: Watch, seen: dict[str, Any], **options: Any) -> None:
-        super().__init__(nb_man, coalesce_streams=True, iopub_timeout=60, **options)
+        super().__init__(nb_man, iopub_timeout=60, **options)
         self.watch = watch
         self.seen = seen
         self.output_bytes = 0  # of the cells that ran

@@ -72,7 +72,7 @@ def drive(
     folder: Folder,
     pool: Executor,
     options: Options,
-    on_row: Callable[[Run, dict[str, Any], Tally], None] = lambda run, row, tally: None,
+    on_row: Callable[[Run | None, dict[str, Any], Tally], None] = lambda run, row, tally: None,
     do: Callable[[Job], Outcome] = work,
 ) -> Tally:
     """Do the runs; each is in the folder before `on_row` hears of it.
@@ -83,7 +83,7 @@ def drive(
         folder: to keep them in; open.
         pool: does them.
         options: how.
-        on_row: called with each run that is through, its row, and how far the batch is.
+        on_row: called with each run that is through, its row, and how far the batch is; now and then without a run.
         do: what does a job; for tests.
 
     Raises:
@@ -92,9 +92,9 @@ def drive(
     """
     batch = uuid.uuid4().hex
     waiting = deque((run, 1) for run in todo)
-    ended: queue.SimpleQueue[tuple[Future[Outcome], Run, int]] = queue.SimpleQueue()
+    ended: queue.SimpleQueue[Future[Outcome]] = queue.SimpleQueue()
     tally = Tally(len(todo))
-    started: set[Future[Outcome]] = set()
+    started: dict[Future[Outcome], tuple[Run, int]] = {}
     try:
         while True:
             tally.at_once = options.jobs or cluster_threads(pool)
@@ -102,17 +102,17 @@ def drive(
             while waiting and len(started) < room and not (options.fail_fast and tally.failed):
                 run, attempt = waiting.popleft()
                 future = pool.submit(do, _job(batch, plan, run, options))
-                started.add(future)
-                future.add_done_callback(lambda each, run=run, attempt=attempt: ended.put((each, run, attempt)))
+                started[future] = run, attempt
+                future.add_done_callback(ended.put)
             tally.in_flight = len(started)
             if not started:
                 return tally
             try:
-                future, run, attempt = ended.get(timeout=1.0)
+                future = ended.get(timeout=1.0)
             except queue.Empty:
-                on_row(run, {}, tally)
+                on_row(None, {}, tally)
                 continue
-            started.discard(future)
+            run, attempt = started.pop(future)
             tally.in_flight = len(started)
             row, notebook = _outcome(future, run)
             if row["status"] != "done" and attempt <= options.retries:

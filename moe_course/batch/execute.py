@@ -23,6 +23,8 @@ from moe_course.notebooks.outputs import tidy
 from moe_course.notebooks.warm import kernel_name
 
 TRACEBACK_LINES = 30
+FLOOD = "OutputFlood"
+KEPT_OF_FLOOD = 50  # outputs, and lines of 100 characters, of the cell that flooded
 LONGEST = 80  # characters of the folder that a socket's path may start with; the system takes 107 for the whole
 
 
@@ -31,7 +33,7 @@ class Limits:
     """What a run may use.
 
     Args:
-        seconds: wall time, the kernel's start included; None for no end.
+        seconds: wall time, from when the kernel's process is there; None for no end.
         memory_mb: of the kernel and the processes that it starts.
     """
 
@@ -98,7 +100,8 @@ def execute(
             seen["notebook"] = remove_error_markers(seen["notebook"])
         except Exception as error:  # jupyter_client raises many kinds where a kernel cannot be started
             failure = error
-    seconds = time.monotonic() - start
+    # From when there was a kernel: the first warm one has to wait until torch is imported, which is not this run's.
+    seconds = time.monotonic() - (watch.started or start)
     ran = seen.get("notebook") or nbformat.from_dict(notebook)
     status, error_row = _verdict(failure, watch, limits, ran, seen.get("cell"))
     _put_in_order(ran, error_row)
@@ -133,7 +136,7 @@ def _verdict(
         return "out of memory", _error(notebook, index, "OutOfMemory", message)
     if watch.reason == "output":
         message = f"the outputs grew beyond {MOST_OUTPUT_MB} MB; print and draw less"
-        return "error", _error(notebook, index, "OutputFlood", message)
+        return "error", _error(notebook, index, FLOOD, message)
     if index is None:
         return "not started", _error(notebook, None, type(failure).__name__, f"no kernel started: {failure}")
     if isinstance(failure, DeadKernelError):
@@ -174,12 +177,20 @@ def _put_in_order(notebook: NotebookNode, error: dict[str, Any] | None) -> None:
     if error is None or error["cell"] is None:
         return
     cell = notebook.cells[error["cell"]]
+    if error["name"] == FLOOD:
+        cell.outputs = [_beginning(output) for output in cell.outputs[:KEPT_OF_FLOOD]]
     if cell.cell_type == "code" and not any(output.output_type == "error" for output in cell.outputs):
         cell.outputs.append(
             nbformat.v4.new_output(
                 "error", ename=error["name"], evalue=error["message"], traceback=error["traceback"].splitlines()
             )
         )
+
+
+def _beginning(output: NotebookNode) -> NotebookNode:
+    if len(output.get("text", "")) > 100 * KEPT_OF_FLOOD:
+        output["text"] = output["text"][: 100 * KEPT_OF_FLOOD] + "\n… and much more"
+    return output
 
 
 def _slowest(notebook: NotebookNode) -> dict[str, Any] | None:

@@ -29,7 +29,7 @@ def executor(jobs: int, scheduler: str | None = None) -> Iterator[Executor]:
     Raises:
         ClusterError: `distributed` is not installed, or no scheduler answers at this address.
     """
-    pool = ThreadPoolExecutor(jobs, thread_name_prefix="run") if scheduler is None else _on_cluster(scheduler)
+    pool: Any = ThreadPoolExecutor(jobs, thread_name_prefix="run") if scheduler is None else _on_cluster(scheduler)
     try:
         yield pool
     except BaseException:
@@ -42,7 +42,7 @@ def executor(jobs: int, scheduler: str | None = None) -> Iterator[Executor]:
         pool.shutdown()
     finally:
         if scheduler is not None:
-            pool._client.close()  # type: ignore[attr-defined]
+            pool._client.close()
 
 
 def available_cores() -> int:

@@ -8,6 +8,7 @@ failed/ID.json, ID.ipynb    one that did not; the notebook as far as it got
 import contextlib
 import json
 import os
+import re
 import socket
 from collections import defaultdict
 from collections.abc import Iterator
@@ -20,6 +21,7 @@ from moe_course import __version__
 from moe_course.batch.plan import Plan, Run
 
 TAIL = 20_000  # bytes at the end of a notebook, in which its metadata stand
+WHOLE = re.compile(rb'"nbformat_minor": \d+\s*}\s*$')  # how a notebook ends, its keys in order
 UNFINISHED = ".unfinished-"  # how the names of files start that are being written
 
 
@@ -66,8 +68,8 @@ class Folder:
                 return False
             with (self.path / f"runs/{run.id}.ipynb").open("rb") as file:
                 file.seek(-min(TAIL, file.seek(0, os.SEEK_END)), os.SEEK_END)
-                tail = file.read().rstrip()
-            return tail.endswith(b"}") and f'"key": "{run.key}"'.encode() in tail
+                tail = file.read()
+            return WHOLE.search(tail) is not None and f'"key": "{run.key}"'.encode() in tail
         except (OSError, ValueError, KeyError, TypeError):
             return False
 

@@ -51,11 +51,13 @@ def read_parameters(source: str) -> dict[str, Parameter]:
         SyntaxError: it is not Python.
     """
     parameters = {}
+    targets: list[ast.expr]
+    annotation: ast.expr | None
     for statement in ast.parse(source).body:
         if isinstance(statement, ast.AnnAssign) and statement.value is not None:
             targets, annotation = [statement.target], statement.annotation
         elif isinstance(statement, ast.Assign):
-            targets, annotation = list(statement.targets), None
+            targets, annotation = statement.targets, None
         else:
             continue
         assert statement.value is not None

@@ -36,7 +36,7 @@ class Display:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
         self.bar.stop()
 
-    def update(self, run: Run, row: dict[str, Any], tally: Tally) -> None:
+    def update(self, run: Run | None, row: dict[str, Any], tally: Tally) -> None:
         """Show a run that is through; without a row, only how far all is."""
         through = tally.done + tally.failed
         left = time_left(time.monotonic() - self.started, tally)

@@ -44,6 +44,7 @@
       const plot = card.querySelector(".plot");
       const { traces, layout } = figure(lesson, lesson.numbers[card.dataset.card], chosen());
       const first = !plot.data;
+      plot.style.height = `${layout.height}px`; // plotly.js draws as high, and its box may stay lower
       Plotly.react(plot, traces, layout, { responsive: true, displaylogo: false });
       if (first)
         plot.on("plotly_click", ({ points: [point] }) => {

@@ -29,7 +29,6 @@ body { max-width: 88rem; } .controls { position: sticky; top: 0; z-index: 2; bac
 .cards.wide { grid-template-columns: 1fr; }
 .plot-card { border: 1px solid var(--line); border-radius: 6px; background: var(--panel); margin: 0; min-width: 0; }
 .plot-card > summary { padding: .6rem 1rem; color: var(--ink); } .plot-card > summary b { margin-right: .6rem; }
-.plot { min-height: 380px; padding: 0 .3rem .3rem; }
 td.share button { all: unset; cursor: pointer; display: block; padding: .3rem .6rem; width: 100%;
   box-sizing: border-box; text-align: right; background: rgba(26, 127, 196, var(--share)); }
 td.share button:focus-visible, td.share button:hover { outline: 2px solid var(--accent); outline-offset: -2px; }
@@ -127,7 +126,8 @@ def _section(index: int, lesson: Swept) -> str:
     cards = "".join(_card(lesson, place, name) for place, name in enumerate(lesson.numbers))
     return (
         f"<section class='lesson' data-lesson='{index}'>{head}{_overview(lesson)}{_controls(lesson)}"
-        f"<div class='cards'>{cards}</div></section>"
+        "<p class='soft'>A point is a run; click it to open the notebook. Lines go through the means, bands from the "
+        f"lowest run to the highest.</p><div class='cards'>{cards}</div></section>"
     )
 
 

@@ -73,7 +73,11 @@ def read_sweep(path: Path) -> Sweep:
     try:
         data = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
-        raise SweepError(f"{path} is not valid TOML: {error}; https://toml.io shows how it is written") from None
+        at = re.search(r" \(at (?:line (\d+), column (\d+)|end of document)\)", str(error))
+        line = at[1] if at and at[1] else len(text.splitlines())
+        what = str(error)[: at.start()] if at else str(error)
+        column = f" at column {at[2]}" if at and at[2] else ""
+        raise SweepError(f"{path}, line {line}: {what}{column}; https://toml.io shows how TOML is written") from None
     return _Reader(path, text).sweep(data)
 
 
@@ -152,7 +156,7 @@ class _Reader:
         return values
 
     def number(self, data: dict[str, Any], key: str, default: float | None) -> Any:
-        value = data.get(key, default)
+        value: Any = data.get(key, default)
         if value is not default and (type(value) not in (int, float) or not 0 < value < float("inf")):
             unit = "seconds" if key == "timeout" else "megabytes"
             self.fail(f"{key} must be a number of {unit} above 0, not {value!r}", key)

@@ -94,12 +94,13 @@ def _swept(lesson: str, rows: list[dict[str, Any]]) -> Swept:
     found = {name: _distinct(setting(row, name) for row in rows) for name in names}
     parameters = {name: values for name, values in found.items() if len(values) > 1}
     parameters = parameters or {SEED: _distinct(setting(row, SEED) for row in rows)}
+    groups = {p: [label(setting(row, p)) for row in rows] for p in parameters}
     numbers = {}
     for name in dict.fromkeys(name for row in rows for name in row["results"]):
         if any(isinstance(row["results"].get(name), int | float) for row in rows):  # NaN is a result too
-            mine = [row for row in rows if number(row, name) is not None]
-            values = [value for row in rows if (value := number(row, name)) is not None]
-            numbers[name] = {p: explained([label(setting(row, p)) for row in mine], values) for p in parameters}
+            found_in = [(run, value) for run, row in enumerate(rows) if (value := number(row, name)) is not None]
+            runs, values = [run for run, _ in found_in], [value for _, value in found_in]
+            numbers[name] = {p: explained([of_run[run] for run in runs], values) for p, of_run in groups.items()}
     best = sorted(numbers, key=lambda name: -max(share or 0.0 for share in numbers[name].values()))
     first = sorted(parameters, key=lambda p: -math.fsum(shares[p] or 0.0 for shares in numbers.values()))
     return Swept(lesson, rows, {p: parameters[p] for p in first}, {name: numbers[name] for name in best})

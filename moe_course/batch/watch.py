@@ -16,7 +16,7 @@ class Watch:
     """A thread that measures a kernel and kills it when its time or memory is used up; a context manager.
 
     Args:
-        seconds: the time that the run has; None for no end.
+        seconds: the time that the run has, from when its kernel is there; None for no end.
         memory_mb: the memory that the kernel and its children may hold.
         is_unwanted: asked again and again whether nobody waits for this run any more.
     """
@@ -25,7 +25,8 @@ class Watch:
         self.reason = ""  # why the kernel was killed: "time", "memory", "output" or "unwanted"
         self.cpu_seconds = 0.0
         self.peak_memory_mb = 0.0
-        self._deadline = None if seconds is None else time.monotonic() + seconds
+        self.started: float | None = None  # when the kernel was there, by the monotonic clock
+        self._seconds = seconds
         self._memory_mb = memory_mb
         self._is_unwanted = is_unwanted
         self._kernel: psutil.Process | None = None
@@ -42,6 +43,7 @@ class Watch:
 
     def follow(self, pid: int) -> None:
         """Watch over the kernel with this process id."""
+        self.started = time.monotonic()
         with contextlib.suppress(psutil.Error):
             self._kernel = psutil.Process(pid)
 
@@ -82,7 +84,7 @@ class Watch:
             polls += 1
             if self.peak_memory_mb > self._memory_mb:
                 self.kill("memory")
-            elif self._deadline is not None and time.monotonic() > self._deadline:
+            elif self._seconds is not None and self.started and time.monotonic() > self.started + self._seconds:
                 self.kill("time")
             elif self._is_unwanted():
                 self.kill("unwanted")

@@ -8,4 +8,5 @@ BENCHMARKS: dict[str, str] = {
     "layer": "moe_course.bench.layer:run",
     "grade": "moe_course.bench.grade:run",
     "kernel": "moe_course.bench.kernel:run",
+    "batch": "moe_course.bench.batch:run",
 }

@@ -103,7 +103,7 @@ def _run(plan: "Plan", out: Path, options: "Options", scheduler: str | None, qui
             try:
                 with Display(console, len(todo), quiet) as display:
 
-                    def on_row(run: "Run", row: dict[str, object], now: Tally) -> None:
+                    def on_row(run: "Run | None", row: dict[str, object], now: Tally) -> None:
                         nonlocal tally
                         tally = now
                         display.update(run, row, now)

@@ -18,8 +18,8 @@ def bench(
         list[str] | None,
         typer.Option(
             metavar="SIZE",
-            help="Measure only at this size (layer: S, M, L, F, P or E; kernel: olmoe, mixtral or decode); "
-            "may be repeated.",
+            help="Measure only at this size (layer: S, M, L, F, P or E; kernel: olmoe, mixtral or decode; grade: 20 "
+            "or 100; batch: 8 or 32); may be repeated.",
         ),
     ] = None,
     repeats: Annotated[
@@ -52,6 +52,10 @@ def bench(
 
     [bold]moe-course bench grade[/bold]: submissions a minute and core, against nbgrader on
     the same notebooks.
+
+    [bold]moe-course bench batch[/bold]: notebooks run by moe-course batch, by a shell loop of
+    the papermill command and by papermill in a pool of processes. A round takes about
+    six minutes; with [bold]--size 8[/bold], two.
     """
     if what not in BENCHMARKS:
         raise unknown_name("benchmark", what, BENCHMARKS)

@@ -52,7 +52,8 @@ def grade(
 
     from moe_course.batch.executors import available_cores
     from moe_course.grading.archive import Refused
-    from moe_course.grading.run import GradingError, read_settings
+    from moe_course.grading.handouts import GradingError
+    from moe_course.grading.run import read_settings
     from moe_course.grading.submissions import NothingHandedIn
 
     if not submissions.exists():
@@ -125,6 +126,7 @@ def _tell(run: "Run", out: Path, console: "Console") -> None:
 def _compare(run: "Run", out: Path, console: "Console") -> None:
     """Show where a repetition differs from the report; exit with 1 if it does anywhere."""
     from moe_course.grading.files import result_file
+    from moe_course.grading.pages import printable
     from moe_course.grading.results import read_result
 
     different = 0
@@ -135,7 +137,8 @@ def _compare(run: "Run", out: Path, console: "Console") -> None:
             if old.get(each.id) != (each.status, each.points):
                 different += 1
                 was = " with {1:g} points".format(*old[each.id]) if each.id in old else " absent"
-                console.print(f"{student}, {each.id}: {each.points:g} points ({each.status}); the report has it{was}.")
+                said = f"{student}, {each.id}: {each.points:g} points ({each.status}); the report has it{was}."
+                console.print(printable(said), markup=False)
     console.print(
         f"{len(run.results)} submissions graded again with seed {run.settings.seed}: {different} differences."
     )

@@ -17,7 +17,7 @@ def gradescope(
     In Gradescope, choose Configure Autograder and upload it. Students then hand in their notebook.
     """
     from moe_course.grading.autograder import build_zip
-    from moe_course.grading.run import GradingError, find_handouts
+    from moe_course.grading.handouts import GradingError, find_handouts
     from moe_course.grading.stage import PACKAGE
 
     number = f"{int(lesson):02}" if lesson.isdigit() else lesson

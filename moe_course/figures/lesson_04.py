@@ -115,7 +115,7 @@ def trade_off(
         cols=2, horizontal_spacing=0.12, subplot_titles=["load of the busiest expert", "loss of the task"]
     )
     positive = [alpha for alpha in alphas if alpha > 0]
-    places = [alpha if alpha > 0 else min(positive) / 4 for alpha in alphas]
+    places = [alpha if alpha > 0 else min(positive, default=1.0) / 4 for alpha in alphas]
     for i, name in enumerate(busiest):
         style = {"color": (BLUE, VERMILLION)[i % 2], "symbol": SYMBOLS[i], "size": 9, "opacity": 0.75}
         for col, values in ((1, 100 * busiest[name]), (2, held_out[name])):

@@ -6,17 +6,14 @@ they stand in. A plot or a training run elsewhere in the notebook costs nothing,
 
 import ast
 import re
-import warnings
+from collections import defaultdict
 from dataclasses import dataclass, field
-from functools import lru_cache
 from typing import Any
 
 from moe_course.exercises.spec import Exercise
 
-from .names import Names
 from .notebook import Cell, Notebook
-
-MAX_SOURCE = 200_000  # characters of one cell
+from .statements import Damaged, Statement, is_check, is_definition, is_import, statements
 
 
 @dataclass(frozen=True)
@@ -41,18 +38,6 @@ class Answer:
     text: str = ""
 
 
-@dataclass(frozen=True)
-class Statement:
-    """One statement at the top of a cell."""
-
-    cell: Cell
-    index: int
-    node: ast.stmt
-    binds: frozenset[str]
-    now: frozenset[str]  # names that it reads when it runs
-    later: frozenset[str]  # names that its functions read when they are called
-
-
 class Program:
     """The statements of a notebook's code cells, and those of the lesson it was made from.
 
@@ -69,10 +54,15 @@ class Program:
         for cell in notebook.cells:
             if cell.is_code:
                 self._read(cell)
+        self._binders: dict[str, list[int]] = defaultdict(list)  # places of the statements that bind a name
+        for place, statement in enumerate(self.statements):
+            for name in statement.binds:
+                if not is_check(statement.node):
+                    self._binders[name].append(place)
 
     def _read(self, cell: Cell) -> None:
         try:
-            self.statements += [Statement(cell, *each) for each in _statements(cell.source)]
+            self.statements += [Statement(cell, *each) for each in statements(cell.source)]
         except Damaged as error:
             self.damaged[cell.number] = str(error)
 
@@ -87,7 +77,7 @@ class Program:
         defining = [s for s in self.statements if exercise.entry in s.binds and not is_check(s.node)]
         entry = exercise.entry
         if not defining:
-            own = [s for s in self.statements if s.cell.exercise == exercise.id and _is_definition(s.node)]
+            own = [s for s in self.statements if s.cell.exercise == exercise.id and is_definition(s.node)]
             if len(own) == 1:
                 (entry,) = own[0].binds
                 defining = own
@@ -110,7 +100,7 @@ class Program:
         )
 
     def _without(self, exercise: Exercise) -> Answer:
-        pattern = re.compile(rf"^\s*(?:(?:async )?def|class) +{re.escape(exercise.entry)}\b", re.MULTILINE)
+        pattern = re.compile(rf"^[ \t]*(?:(?:async )?def|class) +{re.escape(exercise.entry)}\b", re.MULTILINE)
         mine = [cell for cell in self.notebook.cells if cell.exercise == exercise.id]
         named = [cell for cell in self.notebook.cells if pattern.search(cell.source)]
         for cell in [*reversed(mine), *reversed(named)]:
@@ -148,17 +138,29 @@ class Program:
                 }.values():
                     open_.append(found)
         # Imports first: in a notebook whose cells were moved about, they may stand below what needs them.
-        return [chosen[key] for key in sorted(chosen, key=lambda key: (not _is_import(chosen[key].node), key))]
+        return [chosen[key] for key in sorted(chosen, key=lambda key: (not is_import(chosen[key].node), key))]
 
     def _definers(self, name: str, end: int) -> list[tuple[Statement, bool]]:
         """The statements before `end` that decide what `name` is; the lesson's own, if the submission has none."""
-        for statements in (self.statements[:end], self.statements):
-            found = _deciding(name, statements)
+        for before in (end, len(self.statements)):
+            found = self._deciding(name, before)
             if found:
                 return [(statement, True) for statement in found]
         if self.lesson is not None:
-            return [(statement, False) for statement in _deciding(name, self.lesson.statements)]
+            return [(statement, False) for statement in self.lesson._deciding(name, len(self.lesson.statements))]
         return []
+
+    def _deciding(self, name: str, end: int) -> list[Statement]:
+        """Of the statements before `end` that bind a name, the last, and those before it that it builds on."""
+        found = []
+        for place in reversed(self._binders.get(name, [])):
+            statement = self.statements[place]
+            if place < end:
+                found.append(statement)
+                whole = isinstance(statement.node, ast.Assign | ast.AnnAssign | ast.Import | ast.ImportFrom)
+                if (whole or is_definition(statement.node)) and name not in statement.now:
+                    break
+        return found
 
     def order(self) -> list[str]:
         """The ids of the exercises, as they follow one another."""
@@ -176,77 +178,9 @@ class Program:
         }
 
 
-@lru_cache(maxsize=2000)
-def _statements(source: str) -> list[tuple[int, ast.stmt, frozenset[str], frozenset[str], frozenset[str]]]:
-    """The statements of a cell, as `Statement` has them; most cells are the same in all submissions.
-
-    Raises:
-        Damaged: the cell is not valid Python.
-    """
-    found = []
-    for index, node in enumerate(parse(source).body):
-        names = Names()
-        names.visit(node)
-        found.append((index, node, frozenset(names.binds), frozenset(names.now), frozenset(names.later)))
-    return found
-
-
 def s_key(statement: Statement, own: bool) -> tuple[bool, int, int]:
     """Orders the lesson's statements before the submission's."""
     return own, statement.cell.number, statement.index
-
-
-class Damaged(Exception):
-    """Source that is not valid Python; the message says where and why."""
-
-
-def parse(source: str) -> ast.Module:
-    """The tree of a cell.
-
-    Raises:
-        Damaged: there is none.
-    """
-    if len(source) > MAX_SOURCE:
-        raise Damaged(f"the cell is longer than {MAX_SOURCE} characters")
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            return ast.parse(source)
-    except SyntaxError as error:
-        raise Damaged(f"{type(error).__name__}: {error.msg}, line {error.lineno}") from None
-    except (ValueError, RecursionError, MemoryError) as error:
-        raise Damaged(f"Python cannot read it ({type(error).__name__})") from None
-
-
-def is_check(node: ast.stmt) -> bool:
-    """Whether a statement is `name = check(name)`, which gives back what it got."""
-    value = getattr(node, "value", None)
-    return (
-        isinstance(node, ast.Assign | ast.Expr | ast.AnnAssign)
-        and isinstance(value, ast.Call)
-        and isinstance(value.func, ast.Name)
-        and value.func.id == "check"
-    )
-
-
-def _is_import(node: ast.stmt) -> bool:
-    return isinstance(node, ast.Import | ast.ImportFrom)
-
-
-def _is_definition(node: ast.stmt) -> bool:
-    return isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef)
-
-
-def _deciding(name: str, statements: list[Statement]) -> list[Statement]:
-    """Of the statements that bind a name, the last, and those before it that it builds on."""
-    found = []
-    for statement in reversed(statements):
-        if name in statement.binds and not is_check(statement.node):
-            found.append(statement)
-            whole = isinstance(statement.node, ast.Assign | ast.AnnAssign | ast.Import | ast.ImportFrom)
-            if (whole or _is_definition(statement.node)) and name not in statement.now:
-                break
-    return found
 
 
 def _cells(statements: list[Statement]) -> list[dict[str, Any]]:

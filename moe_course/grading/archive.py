@@ -1,20 +1,24 @@
 """Reads zip archives that strangers made: by name only what may be a notebook, and never more than was promised.
 
 Nothing is unpacked to where its name says. A notebook is copied to a numbered file of ours; links, absolute names and
-names that climb out of the archive are reason enough to refuse the whole of it.
+names that climb out of the archive are reason enough to refuse the whole of it. A file in it that is damaged or far too
+large is a problem of whoever handed it in, and of nobody else.
 """
 
 import itertools
+import lzma
 import re
 import stat
 import time
 import zipfile
+import zlib
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 MAX_MEMBERS = 20_000
 MAX_FILE = 64 << 20  # bytes of one notebook
-MAX_TOTAL = 4 << 30  # bytes of all that is unpacked
+MAX_TOTAL = 4 << 30  # bytes of all that is unpacked from one archive
+MAX_OF_STUDENT = 256 << 20  # the same, where a student handed the archive in
 MAX_RATIO = 200  # to which a file may have been packed; a notebook of zeros and pictures stays far below
 SUFFIXES = (".ipynb", ".zip")
 METADATA = "submission_metadata.yml"  # Gradescope's, with the students' names
@@ -41,6 +45,13 @@ class Found:
     problem: str = ""
 
 
+# What reading a zip that is damaged, encrypted or of an unknown kind may raise.
+DAMAGE = (
+    *(zipfile.BadZipFile, zipfile.LargeZipFile, zlib.error, lzma.LZMAError),
+    *(EOFError, OSError, ValueError, NotImplementedError, RuntimeError),
+)
+
+
 class Unpacker:
     """Copies files out of archives to a folder of our own.
 
@@ -51,7 +62,6 @@ class Unpacker:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self._numbers = itertools.count()
-        self._total = 0
 
     def unpack(self, archive: Path, above: tuple[str, ...] = (), nested: bool = False) -> list[Found]:
         """The notebooks in an archive, and those in archives in it.
@@ -59,48 +69,61 @@ class Unpacker:
         Args:
             archive: a zip file.
             above: the folders that it stands for.
-            nested: whether it comes out of another archive; a third one in it is not opened.
+            nested: whether a student handed it in; an archive in it is not opened.
 
         Raises:
             Refused: it is none, or a dangerous one.
         """
+        left = MAX_OF_STUDENT if nested else MAX_TOTAL
+        found: list[Found] = []
         try:
             with zipfile.ZipFile(archive) as opened:
                 members = opened.infolist()
                 _check(members)
-                found = []
                 for member in members:
                     parts = PurePosixPath(member.filename).parts
-                    if is_wanted(parts) and not member.is_dir():
-                        found += self._member(opened, member, (*above, *parts), nested)
-                return found
-        except (zipfile.BadZipFile, zipfile.LargeZipFile, EOFError, OSError, ValueError, NotImplementedError) as error:
+                    if not is_wanted(parts) or member.is_dir():
+                        continue
+                    path, problem = self._copy(opened, member)
+                    modified = _modified(member)
+                    left -= path.stat().st_size if path else 0
+                    if left < 0:
+                        raise Refused("the zip unpacks to far too much: a zip bomb")
+                    found += self._opened((*above, *parts), path, problem, modified, nested)
+        except DAMAGE as error:
             raise Refused(f"the zip is damaged ({str(error)[:80]})") from None
+        except Refused:
+            for each in found:
+                if each.path:
+                    each.path.unlink(missing_ok=True)
+            raise
+        return found
 
-    def _member(
-        self, opened: zipfile.ZipFile, member: zipfile.ZipInfo, parts: tuple[str, ...], nested: bool
+    def _opened(
+        self, parts: tuple[str, ...], path: Path | None, problem: str, modified: float, nested: bool
     ) -> list[Found]:
-        modified = _modified(member)
-        path = self._copy(opened, member)
-        if not parts[-1].lower().endswith(".zip"):
-            return [Found(parts, path, modified)]
+        if path is None or not parts[-1].lower().endswith(".zip"):
+            return [Found(parts, path, modified, problem)]
         if nested:
             return [Found(parts, None, modified, "a zip in a zip in a zip was not opened")]
         return unpacked(self, path, parts, modified)
 
-    def _copy(self, opened: zipfile.ZipFile, member: zipfile.ZipInfo) -> Path:
-        if member.flag_bits & 1:
-            raise Refused(f"{member.filename!r} in the zip is encrypted")
-        path = self.folder / f"{next(self._numbers)}"
-        size = 0
-        with opened.open(member) as packed, path.open("wb") as out:
-            while piece := packed.read(1 << 20):
-                size += len(piece)
-                self._total += len(piece)
-                if size > MAX_FILE or self._total > MAX_TOTAL or size > MAX_RATIO * max(member.compress_size, 5000):
-                    raise Refused(f"{member.filename[:80]!r} in the zip unpacks to far too much: a zip bomb")
-                out.write(piece)
-        return path
+    def _copy(self, opened: zipfile.ZipFile, member: zipfile.ZipInfo) -> tuple[Path | None, str]:
+        """A copy of a file of ours, or None and why there is none."""
+        path, size = self.folder / f"{next(self._numbers)}", 0
+        try:
+            with opened.open(member) as packed, path.open("wb") as out:
+                while piece := packed.read(1 << 20):
+                    size += len(piece)
+                    if size > MAX_FILE or size > MAX_RATIO * max(member.compress_size, 5000):
+                        path.unlink()
+                        return None, f"{member.filename[:80]!r} in the zip unpacks to far too much: a zip bomb"
+                    out.write(piece)
+        except DAMAGE as error:
+            path.unlink(missing_ok=True)
+            why = "encrypted" if member.flag_bits & 1 else f"damaged ({str(error)[:80]})"
+            return None, f"{member.filename[:80]!r} in the zip is {why}"
+        return path, ""
 
 
 def unpacked(unpacker: Unpacker, path: Path, parts: tuple[str, ...], modified: float) -> list[Found]:

@@ -78,7 +78,8 @@ def build_zip(lesson: str, handout: Path, out: Path) -> None:
 
 def grade_submission(root: Path, lesson: str) -> None:
     """Grade what a student handed in; whatever goes wrong, leave a results.json that says so."""
-    from .run import GradingError, grade
+    from .handouts import GradingError
+    from .run import grade
     from .submissions import NothingHandedIn, Refused
 
     out = root / "results" / "results.json"

@@ -13,8 +13,8 @@ from moe_course.exercises.spec import Exercise
 
 from .answers import Answer, Program
 from .bundle import NotBundled, pieces, reference_of
+from .inside.channel import Closed, ProtocolError, send
 from .inside.memory import shared
-from .inside.wire import Closed, ProtocolError, send
 from .sandbox import Process, Sandbox
 from .stage import is_staged
 from .talk import Prepared, Talk
@@ -124,6 +124,12 @@ class Examiner:
             except ProtocolError as error:
                 self._drop(at_once=True)
                 message = f"the process sent {error}, which no answer does"
+                talk.stop(Failure("exception", message))
+                return "crashed", message
+            except (RuntimeError, ValueError, TypeError, ArithmeticError, LookupError, AttributeError) as error:
+                # What a process can send is checked, so this is a gap in the checks; nobody else suffers.
+                self._drop(at_once=True)
+                message = f"its output cannot be taken in ({type(error).__name__})"
                 talk.stop(Failure("exception", message))
                 return "crashed", message
             except (Closed, OSError):

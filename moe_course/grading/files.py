@@ -14,4 +14,4 @@ def slug(student: str) -> str:
     plain = "".join(c if c.isascii() and (c.isalnum() or c in "-_") else "_" for c in student)[:60]
     if plain and plain == student.lower():  # some file systems do not tell Ada from ada
         return plain
-    return f"{plain}-{hashlib.sha256(student.encode('utf-8', 'surrogatepass')).hexdigest()[:8]}"
+    return f"{plain}-{hashlib.sha256(student.encode('utf-8', 'surrogatepass')).hexdigest()[:16]}"

@@ -5,7 +5,7 @@ import hashlib
 from functools import lru_cache
 from typing import Any
 
-from .answers import Damaged, parse
+from .statements import Damaged, parse
 
 
 def fingerprint(text: str) -> str:
@@ -43,7 +43,10 @@ def normalised(text: str) -> tuple[str, ...]:
                 elif part is not None:
                     tokens.append(name(part) if isinstance(part, str) and key != "value" else repr(part)[:200])
 
-    walk(tree)
+    try:
+        walk(tree)
+    except RecursionError:
+        return ()
     return tuple(tokens)
 
 

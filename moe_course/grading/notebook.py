@@ -9,6 +9,8 @@ from typing import Any
 MAX_BYTES = 64 << 20
 ENCODINGS = ("utf-8-sig", "utf-16", "latin-1")
 MAX_CELLS = 5000
+MAX_PARTS = 1_000_000  # of the JSON: even an empty one takes some hundred bytes of memory
+MAX_CODE = 2_000_000  # characters in all code cells: read as Python, they take a hundred times as many bytes
 
 
 class Unreadable(Exception):
@@ -58,6 +60,8 @@ def read_notebook(raw: bytes) -> Notebook:
         raise Unreadable(f"the file is larger than {MAX_BYTES >> 20} MB")
     if not raw.strip():
         raise Unreadable("the file is empty")
+    if raw.count(b"{") + raw.count(b"[") > MAX_PARTS:
+        raise Unreadable("the file holds more parts than a notebook has")
     data = _parse(_decode(raw, notes))
     if not isinstance(data, dict):
         raise Unreadable("the file is JSON, but no notebook")
@@ -70,6 +74,8 @@ def read_notebook(raw: bytes) -> Notebook:
     if len(cells) > MAX_CELLS:
         raise Unreadable(f"the notebook has more than {MAX_CELLS} cells")
     found = [made for number, cell in enumerate(cells, 1) if (made := _cell(number, cell)) is not None]
+    if sum(len(cell.source) for cell in found if cell.is_code) > MAX_CODE:
+        raise Unreadable(f"the notebook holds more than {MAX_CODE} characters of code")
     if len(found) < len(cells):
         notes.append(f"{len(cells) - len(found)} cells have not the form of a cell and were passed over")
     metadata = _dict(data.get("metadata"))

@@ -9,10 +9,12 @@ from moe_course.exercises.checking import SEED
 from moe_course.exercises.observe import TIME_LIMIT
 
 from .answers import Program
+from .catalogue import catalogue
 from .examine import Examiner
+from .handouts import GradingError, find_handouts
 from .notebook import read_notebook
-from .results import ExerciseResult, exercise_result
-from .run import GradingError, find_handouts
+from .outcomes import exercise_result
+from .results import ExerciseResult
 from .sandbox import Sandbox
 from .submissions import lesson_of
 
@@ -25,7 +27,7 @@ def grade_own(path: Path) -> tuple[list[ExerciseResult], list[str]]:
         SandboxError: no process for the answers starts.
     """
     notebook = read_notebook(path.read_bytes())
-    number = lesson_of(notebook) or path.name[:2]
+    number = lesson_of(notebook, catalogue()) or path.name[:2]
     exercises = LESSONS.get(number, ())
     if not exercises:
         return [], notebook.notes

@@ -72,3 +72,8 @@ def table(heads: list[str], rows: list[list[str]], numbers: tuple[int, ...] = ()
 def details(summary: str, body: str) -> str:
     """Something folded away; both are HTML."""
     return f"<details><summary>{summary}</summary>{body}</details>"
+
+
+def printable(text: str) -> str:
+    """Text without control characters, which could play tricks with a terminal or a page."""
+    return "".join(c if c.isprintable() or c in "\n\t" else "�" for c in text)

@@ -33,6 +33,9 @@ def bubblewrap(course: Path) -> list[list[str]]:
                 arguments += ["--perms", "0755", "--dir", str(parent)]  # else only root could enter
             arguments += ["--ro-bind", path, path]
     arguments += ["--ro-bind", str(course), "/course", "--chdir", "/tmp", "--cap-add", "ALL"]
+    # What bubblewrap makes itself could be written to, and what one student leaves there the next would find.
+    for path in ("/", "/dev", *sorted(hidden)):
+        arguments += ["--remount-ro", path]
     # Without root, the zygote is root of a user namespace of its own, which lets it make namespaces for students.
     unprivileged = [*arguments, "--unshare-user", "--uid", "0", "--gid", "0"]
     return [arguments, unprivileged] if os.getuid() == 0 else [unprivileged]

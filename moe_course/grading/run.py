@@ -10,25 +10,21 @@ import shutil
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from moe_course import __version__
-from moe_course.exercises import LESSONS
 
+from .catalogue import Catalogue, Question
 from .files import result_file
+from .handouts import GradingError, find_handouts
 from .keys import code_hash, key_of
 from .levels import LEVELS, WEAK
 from .results import ExerciseResult, Result, read_result, write_json
-from .seeds import fair_seed, unfair_to
-from .stage import PACKAGE
 from .submissions import Submission, find_submissions
 from .work import Lost, share_out
-from .workers import Job, NoWorker, Terms
-
-
-class GradingError(Exception):
-    """What keeps a run from starting; the message says what to do."""
+from .workers import Job, NoWorker, Terms, WorkerFailed, Workers
 
 
 @dataclass(frozen=True)
@@ -97,17 +93,33 @@ def grade(
     Raises:
         GradingError, NothingHandedIn, Refused: it cannot start.
     """
+    find_handouts(lessons)
+    before = _before(out, seed)
     scratch = Path(tempfile.mkdtemp(prefix="moe-course-grade-"))
+    here = Workers(scratch)
     try:
         (scratch / "unpacked").mkdir()
-        submissions = find_submissions(source, scratch / "unpacked", lessons)
+
+        spent = []
+
+        @cache
+        def catalogue() -> Catalogue:
+            told = here.ask(levels, {"ask": "catalogue"})
+            spent.append(told["cpu"])
+            return {number: tuple(Question(**each) for each in all_) for number, all_ in told["lessons"].items()}
+
+        submissions = find_submissions(source, scratch / "unpacked", catalogue, lessons)
         numbers = tuple(sorted({each.lesson for each in submissions}))
-        handouts = find_handouts(numbers)
-        settings = _settings(out, seed, seconds, numbers)
+        handouts = {number: path.read_bytes() for number, path in find_handouts(numbers).items()}
+        if not before:
+            told = here.ask(levels, {"ask": "seed", "lessons": numbers, "seed": seed})
+            spent.append(told["cpu"])
+            seed = _fair(told)
+        settings = Settings(before.seed if before else seed or 0, seconds, numbers)
         if not fresh:
             (out / "results").mkdir(parents=True, exist_ok=True)
-            write_json(out / "run.json", _as_json(settings))
-        run = Run(settings, submissions, {})
+            write_json(out / "run.json", vars(settings) | {"version": __version__})
+        run = Run(settings, submissions, {}, cpu=sum(spent))
 
         def keep(result: Result, write: bool) -> None:
             if write and not fresh:
@@ -115,59 +127,45 @@ def grade(
             run.results[result.student, result.lesson] = result
             on_result(result, len(submissions))
 
-        handed_out = {number: path.read_bytes() for number, path in handouts.items()}
-        todo = _without_done(run, out, handed_out, fresh, keep)
+        todo = _without_done(run, out, handouts, catalogue(), fresh, keep)
         accepted = tuple(level for level in levels if scheduler is None or level != WEAK)
         terms = Terms(settings.seed, settings.seconds, numbers, accepted)
 
         def job(todo: Todo) -> Job:
             lesson = todo.submission.lesson
-            raw = todo.read(settings, handed_out[lesson])
-            patience = 120 + len(LESSONS[lesson]) * (seconds + 5)
-            return Job(terms, code_hash(), lesson, handed_out[lesson], raw, patience)
+            raw = todo.read(settings, handouts[lesson])
+            patience = 120 + len(catalogue()[lesson]) * (seconds + 5)
+            return Job(terms, code_hash(), lesson, handouts[lesson], raw, patience)
 
         try:
-            for done, answer in share_out(todo, job, jobs, scheduler, scratch):
-                run.cpu += answer.get("spent", 0.0)
-                keep(_result(done, answer), write=True)
+            for done, answer in share_out(todo, job, jobs, scheduler, here):
+                run.cpu += answer.get("cpu", 0.0)
+                keep(_result(done, answer, catalogue()), write=True)
         except KeyboardInterrupt:
             run.interrupted = True
-        except (NoWorker, Lost) as error:
-            raise GradingError(str(error)) from error
         return run
+    except (NoWorker, WorkerFailed, Lost) as error:
+        raise GradingError(str(error)) from error
     finally:
+        here.close()
         shutil.rmtree(scratch, ignore_errors=True)
 
 
-def find_handouts(numbers: tuple[str, ...]) -> dict[str, Path]:
-    """The notebook of each lesson as students got it, which says what an answer may build on.
-
-    Raises:
-        GradingError: one is not there.
-    """
-    found = {}
-    for number in numbers:
-        if number not in LESSONS:
-            raise GradingError(f"lesson {number} has no exercises; choose among {', '.join(LESSONS)}")
-        places = [path for folder in (PACKAGE.parent, Path.cwd()) for path in folder.glob(f"lessons/{number}_*.ipynb")]
-        if not places:
-            raise GradingError(f"lessons/{number}_*.ipynb is not there; run this in the folder that holds the course")
-        found[number] = places[0]
-    return found
-
-
-def _settings(out: Path, seed: int | None, seconds: float, lessons: tuple[str, ...]) -> Settings:
+def _before(out: Path, seed: int | None) -> Settings | None:
+    """The settings of the run that `out` holds, which a run with this seed may continue."""
     before = read_settings(out)
     if before is not None and seed not in (None, before.seed):
         raise GradingError(f"{out} holds a run with seed {before.seed}; choose another --out, or leave --seed out")
     if before is None and out.is_dir() and any(out.iterdir()):
         raise GradingError(f"{out} holds something else than a grading run; choose an empty folder, or a new one")
-    exercises = [exercise for number in lessons for exercise in LESSONS[number]]
-    if before is not None:
-        return Settings(before.seed, seconds, lessons)
-    if seed is not None and (unfair := unfair_to(exercises, seed)):
-        raise GradingError(f"seed {seed} is unfair: known right answers to {', '.join(unfair)} fail; choose another")
-    return Settings(fair_seed(exercises) if seed is None else seed, seconds, lessons)
+    return before
+
+
+def _fair(told: dict[str, Any]) -> int:
+    if told["unfair"]:
+        unfair = ", ".join(told["unfair"])
+        raise GradingError(f"seed {told['seed']} is unfair: known right answers to {unfair} fail; choose another")
+    return int(told["seed"])
 
 
 def read_settings(out: Path) -> Settings | None:
@@ -177,10 +175,6 @@ def read_settings(out: Path) -> Settings | None:
         return Settings(int(data["seed"]), float(data["seconds"]), tuple(data["lessons"]))
     except (OSError, ValueError, KeyError, TypeError):
         return None
-
-
-def _as_json(settings: Settings) -> dict[str, Any]:
-    return {**vars(settings), "version": __version__}
 
 
 @dataclass
@@ -203,7 +197,12 @@ class Todo:
 
 
 def _without_done(
-    run: Run, out: Path, handouts: dict[str, bytes], fresh: bool, keep: Callable[[Result, bool], None]
+    run: Run,
+    out: Path,
+    handouts: dict[str, bytes],
+    catalogue: Catalogue,
+    fresh: bool,
+    keep: Callable[[Result, bool], None],
 ) -> list[Todo]:
     """The submissions that are still to be graded; those with a result, and those with nothing to grade, are done."""
     todo = []
@@ -215,20 +214,20 @@ def _without_done(
             run.reused += 1
             keep(result, False)
         elif submission.path is None:
-            keep(_result(each, {"problem": submission.problem, "notes": []}), True)
+            keep(_result(each, {"problem": submission.problem, "notes": []}, catalogue), True)
         else:
             todo.append(each)
     return todo
 
 
-def _result(todo: Todo, answer: dict[str, Any]) -> Result:
+def _result(todo: Todo, answer: dict[str, Any], catalogue: Catalogue) -> Result:
     """A result, from what a worker answered."""
     submission, key = todo.submission, todo.key
     if "problem" in answer:
         message = " ".join(answer["notes"])
         rows = [
             ExerciseResult(e.id, e.title, e.points, answer["problem"], message=message)
-            for e in LESSONS[submission.lesson]
+            for e in catalogue[submission.lesson]
         ]
     else:
         rows = [ExerciseResult(**each) for each in answer["exercises"]]

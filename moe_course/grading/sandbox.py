@@ -18,7 +18,7 @@ from types import TracebackType
 from typing import Any
 
 from . import places
-from .inside.wire import Closed, ProtocolError, receive, send
+from .inside.channel import Closed, ProtocolError, receive, send
 from .levels import LEVELS
 from .stage import stage
 
@@ -97,11 +97,23 @@ class Sandbox:
 
     def __enter__(self) -> "Sandbox":
         try:
-            self._open()
+            self.open(self._modules)
         except BaseException:
             self.__exit__(None, None, None)
             raise
         return self
+
+    def open(self, modules: tuple[str, ...]) -> None:
+        """Start the zygote, at the best level that works here.
+
+        Args:
+            modules: of the course, for it to load.
+
+        Raises:
+            SandboxError: none works.
+        """
+        self._modules = modules
+        self._open()
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

@@ -7,18 +7,19 @@ downloads of Moodle, Canvas and Gradescope. Links are not followed.
 import os
 import re
 from collections import defaultdict
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from moe_course.exercises import LESSONS, by_id
-
 from .archive import METADATA, Found, Refused, Unpacker, is_wanted, unpacked
-from .notebook import Notebook, Unreadable, read_notebook
+from .catalogue import Catalogue
+from .notebook import MAX_BYTES, Notebook, Unreadable, read_notebook
 
 MOODLE = re.compile(r"(?P<student>.+?)_(?P<number>\d+)_assignsubmission_(?:file|onlinetext)_?$")
 CANVAS = re.compile(r"(?P<student>[^_]+)_(?:LATE_)?(?P<number>\d+)_(?P<file>\d+)_(?P<name>.+)$")
 LESSON_NAME = re.compile(r"(?:^|[-_ ])(\d\d)_[a-z][a-z_]*")
+NBGRADERS = {"source", "release", "autograded", "feedback"}  # folders beside submitted/
 JUPYTER_COPY = re.compile(r"[-_ ](?:Copy\d*|copy|\(\d+\)|\d+)$")
 
 
@@ -47,12 +48,15 @@ class Submission:
     notes: list[str] = field(default_factory=list)
 
 
-def find_submissions(source: Path, scratch: Path, lessons: tuple[str, ...] = ()) -> list[Submission]:
+def find_submissions(
+    source: Path, scratch: Path, catalogue: Callable[[], Catalogue], lessons: tuple[str, ...] = ()
+) -> list[Submission]:
     """A submission of every student to every lesson, sorted; those that are missing included.
 
     Args:
         source: a folder, a zip or one notebook.
         scratch: an empty folder, for what comes out of zips.
+        catalogue: tells the exercises of the course; asked only if there is anything to grade.
         lessons: numbers of the lessons to grade; empty for those that anybody handed in.
 
     Raises:
@@ -61,13 +65,14 @@ def find_submissions(source: Path, scratch: Path, lessons: tuple[str, ...] = ())
     """
     unpacker = Unpacker(scratch)
     found = _look(source, unpacker)
-    names = _names([each for each in found if each.parts[-1] == METADATA])
+    names = _names([each for each in found if _is_exports_own(each, found)])
     handed = _without_wrapping([each for each in found if each.parts[-1] != METADATA])
     if not handed:
         raise NothingHandedIn(f"{source} holds no notebook; give the folder or zip that holds the submissions")
+    exercises = catalogue()
     of_student: dict[str, list[_Candidate]] = defaultdict(list)
     for each in handed:
-        of_student[_student(each.parts, names)].append(_candidate(each))
+        of_student[_student(each.parts, names)].append(_candidate(each, exercises))
     wanted = lessons or tuple(sorted({c.lesson for each in of_student.values() for c in each if c.lesson}))
     if not wanted:
         raise NothingHandedIn(
@@ -111,12 +116,19 @@ def _look(source: Path, unpacker: Unpacker) -> list[Found]:
 
 def _without_wrapping(found: list[Found]) -> list[Found]:
     """The files below the folder whose folders are the students."""
-    inside = [each for each in found if "submitted" in each.parts[:-2]]
-    if inside:  # nbgrader's course folder, with source/ and release/ next to it
-        found = [_cut(each, each.parts.index("submitted") + 1) for each in inside]
     while found and all(len(each.parts) > 2 for each in found) and len({each.parts[0] for each in found}) == 1:
         found = [_cut(each, 1) for each in found]
+    inside = [each for each in found if each.parts[0] == "submitted" and len(each.parts) > 2]
+    others = {each.parts[0] for each in found} - {"submitted"}
+    if inside and others <= NBGRADERS:  # its course folder; a student may have a folder of that name, too
+        found = [_cut(each, 1) for each in inside]
     return found
+
+
+def _is_exports_own(each: Found, found: list[Found]) -> bool:
+    """Whether a list of names stands beside the students' folders: one that a student handed in counts nothing."""
+    above = each.parts[:-1]
+    return each.parts[-1] == METADATA and all(other.parts[: len(above)] == above for other in found)
 
 
 def _cut(each: Found, number: int) -> Found:
@@ -146,44 +158,48 @@ def _names(found: list[Found]) -> dict[str, str]:
         except (yaml.YAMLError, UnicodeDecodeError, RecursionError, ValueError):
             continue
         for folder, about in listed.items() if isinstance(listed, dict) else ():
-            people = about.get(":submitters") if isinstance(about, dict) else None
-            called = [str(p[":name"]) for p in people if isinstance(p, dict) and ":name" in p] if people else []
+            listed_people = about.get(":submitters") if isinstance(about, dict) else None
+            people = listed_people if isinstance(listed_people, list) else []
+            called = [p[":name"] for p in people if isinstance(p, dict) and isinstance(p.get(":name"), str)]
             if called:
                 names[str(folder)] = f"{', '.join(called)} ({str(folder).removeprefix('submission_')})"
     return names
 
 
-def _candidate(found: Found) -> _Candidate:
+def _candidate(found: Found, catalogue: Catalogue) -> _Candidate:
     if found.path is None:
-        return _Candidate(found, _by_name(found), found.problem)
+        return _Candidate(found, _by_name(found, catalogue), found.problem)
     try:
+        if found.path.stat().st_size > MAX_BYTES:  # a file of terabytes takes no space, until it is read
+            raise Unreadable(f"the file is larger than {MAX_BYTES >> 20} MB")
         notebook = read_notebook(found.path.read_bytes())
     except (Unreadable, OSError) as error:
-        return _Candidate(found, _by_name(found), str(error))
-    return _Candidate(found, lesson_of(notebook) or _by_name(found), "")
+        return _Candidate(found, _by_name(found, catalogue), str(error))
+    return _Candidate(found, lesson_of(notebook, catalogue) or _by_name(found, catalogue), "")
 
 
-def lesson_of(notebook: Notebook) -> str:
+def lesson_of(notebook: Notebook, catalogue: Catalogue) -> str:
     """The lesson that most of a notebook's exercises belong to."""
+    known = {each.id for exercises in catalogue.values() for each in exercises}
     ids = [cell.exercise or cell.check for cell in notebook.cells if cell.exercise or cell.check]
-    votes = [each[:2] for each in ids if by_id(each)]
-    if not votes and notebook.lesson[:2] in LESSONS:
+    votes = [each[:2] for each in ids if each in known]
+    if not votes and notebook.lesson[:2] in catalogue:
         return notebook.lesson[:2]
     if not votes:
         text = "\n".join(cell.source for cell in notebook.cells)
         votes = [
             number
-            for number, exercises in LESSONS.items()
+            for number, exercises in catalogue.items()
             for exercise in exercises
-            if re.search(rf"^\s*(?:def|class) +{exercise.entry}\b", text, re.MULTILINE)
+            if re.search(rf"^[ \t]*(?:def|class) +{exercise.entry}\b", text, re.MULTILINE)
         ]
     return max(sorted(set(votes)), key=votes.count) if votes else ""
 
 
-def _by_name(found: Found) -> str:
+def _by_name(found: Found, catalogue: Catalogue) -> str:
     for part in reversed(found.parts):
         number = LESSON_NAME.search(part)
-        if number and number[1] in LESSONS:
+        if number and number[1] in catalogue:
             return number[1]
     return ""
 

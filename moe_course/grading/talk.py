@@ -10,6 +10,8 @@ from collections.abc import Callable
 from functools import cached_property
 from typing import Any
 
+from torch import Tensor
+
 from moe_course.exercises.observe import (
     Failure,
     Observation,
@@ -19,14 +21,21 @@ from moe_course.exercises.observe import (
     observation,
     observe,
 )
-from moe_course.exercises.outputs import at
+from moe_course.exercises.outputs import at, leaves
 from moe_course.exercises.spec import Case, Exercise
 
 from .bundle import drive_spec
+from .inside.channel import ProtocolError, receive, send
 from .inside.memory import lay_out, take_up
-from .inside.wire import Packer, ProtocolError, Unpacker, receive, send
+from .inside.wire import Packer, Unpacker
+from .pages import printable
 
+SPARE, TIMES = 1 << 20, 16  # bytes that any output may have, and how many times a right one's
 KINDS = ("exception", "time limit", "not attempted")
+
+
+class _FarTooLarge:
+    """Stands for an output; its name is what a message says of it."""
 
 
 class Prepared:
@@ -127,7 +136,7 @@ class Talk:
             failure = self._failure(message)
             self.stop(failure)
             return failure.kind == "exception"
-        first = Unpacker(blob).unpack(message.get("output"), self.prepared.likes[case.name])
+        first = self._output(message, blob)
         changed = self.prepared.changed(number, memory)
         own = None  # a failure on this side
         if case.grad:
@@ -147,13 +156,20 @@ class Talk:
             second = self._failure(message)
             self.out_of_time = second.kind == "time limit"
         else:
-            again = Unpacker(blob).unpack(message.get("output"), self.prepared.likes[case.name])
+            again = self._output(message, blob)
             gradients = self._gradients(case, message.get("gradients"), blob)
         try:
             self.observations[case.name] = observation(exercise, first, changed, again, gradients, second)
         except Exception as error:  # values that torch cannot compare, such as those of exotic dtypes
             self.observations[case.name] = Observation(failure=failure_of(error))
         return not self.out_of_time
+
+    def _output(self, message: dict[str, Any], blob: bytearray) -> Any:
+        """What the answer returned; one that is larger than any right one is not looked at, which could take long."""
+        like = self.prepared.likes[self._case.name]
+        output = Unpacker(blob).unpack(message.get("output"), like)
+        size = sum(leaf.nbytes for leaf in leaves(like).values() if isinstance(leaf, Tensor))
+        return _FarTooLarge() if len(blob) > SPARE + TIMES * size else output
 
     @staticmethod
     def _of(number: int, listen: Callable[[], tuple[dict[str, Any], bytearray]]) -> tuple[dict[str, Any], bytearray]:
@@ -189,8 +205,3 @@ class Talk:
             line if type(line) is int else None,
             printable(text)[:200] if isinstance(text, str) else "",
         )
-
-
-def printable(text: str) -> str:
-    """Text without control characters, which could play tricks with a terminal or a page."""
-    return "".join(c if c.isprintable() or c in "\n\t" else "�" for c in text)

@@ -3,7 +3,6 @@
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, CancelledError, Future, wait
 from itertools import islice
-from pathlib import Path
 from typing import Any, TypeVar
 
 from moe_course.batch.executors import ClusterError, cluster_threads, executor
@@ -18,7 +17,7 @@ class Lost(Exception):
 
 
 def share_out(
-    tasks: Sequence[Task], job: Callable[[Task], Job], jobs: int, scheduler: str | None, scratch: Path
+    tasks: Sequence[Task], job: Callable[[Task], Job], jobs: int, scheduler: str | None, here: Workers
 ) -> Iterator[tuple[Task, dict[str, Any]]]:
     """Grade notebooks; each task with its answer, as they come.
 
@@ -27,7 +26,7 @@ def share_out(
         job: makes the job of a task; called only when its turn comes, so that not all notebooks are in memory at once.
         jobs: threads, where this machine does the work.
         scheduler: address of a Dask scheduler, or None. A task whose machine dies is done on another one.
-        scratch: a folder for temporary files.
+        here: the workers of this machine; ended when this ends before its time.
 
     Raises:
         NoWorker: no grading process starts.
@@ -35,7 +34,6 @@ def share_out(
     """
     if not tasks:
         return
-    here = Workers(scratch)
     waiting = iter(tasks)
     running: dict[Future[dict[str, Any]], Task] = {}
     jobs = min(jobs, len(tasks))
@@ -56,8 +54,6 @@ def share_out(
     except BaseException:
         here.close(at_once=True)  # the threads wait for them
         raise
-    finally:
-        here.close()
 
 
 def _answer(done: "Future[dict[str, Any]]") -> dict[str, Any]:

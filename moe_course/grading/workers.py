@@ -13,7 +13,7 @@ import subprocess
 import sys
 import tempfile
 import threading
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -101,15 +101,26 @@ class Workers:
         self._closed = False
 
     def grade(self, job: Job) -> dict[str, Any]:
-        """The answer to a job: what `worker` says, with "level" of isolation and "spent", seconds of processor time.
+        """The answer to a job: what `worker` says, with the "cpu" seconds that it took.
 
         Raises:
             WorkerFailed: there is none, not even from a second worker.
-            NoWorker: no worker starts.
+            NoWorker: no worker starts, or none with the isolation asked for.
         """
-        worker = self._take(job.terms)
+        terms = job.terms
+        with tempfile.TemporaryDirectory(dir=self._scratch) as folder:
+            places = {"handout": Path(folder, "handout"), "notebook": Path(folder, "notebook")}
+            places["handout"].write_bytes(job.handout)
+            places["notebook"].write_bytes(job.notebook)
+            request = {"seed": terms.seed, "seconds": terms.seconds, "lessons": terms.lessons, "lesson": job.lesson}
+            paths = {name: str(path) for name, path in places.items()}
+            return self.ask(terms.levels, {"ask": "grade"} | request | paths, job.patience)
+
+    def ask(self, levels: tuple[str, ...], request: dict[str, Any], patience: float = START) -> dict[str, Any]:
+        """The answer to any request that `worker` knows."""
+        worker = self._take(levels)
         try:
-            return worker.ask(job)
+            return worker.ask(request, patience)
         finally:
             with self._lock:
                 self._idle.append(worker)
@@ -122,15 +133,15 @@ class Workers:
         for worker in workers:
             worker.close(at_once)
 
-    def _take(self, terms: Terms) -> "Worker":
+    def _take(self, levels: tuple[str, ...]) -> "Worker":
         with self._lock:
             if self._closed:
                 raise NoWorker("the run has stopped")
             for worker in self._idle:
-                if worker.terms == terms:
+                if worker.levels == levels:
                     self._idle.remove(worker)
                     return worker
-            worker = Worker(terms, self._scratch)
+            worker = Worker(levels, self._scratch)
             self._all.append(worker)
             return worker
 
@@ -138,37 +149,30 @@ class Workers:
 class Worker:
     """A process of `worker`; starts when it is first asked."""
 
-    def __init__(self, terms: Terms, scratch: Path) -> None:
-        self.terms = terms
+    def __init__(self, levels: tuple[str, ...], scratch: Path) -> None:
+        self.levels = levels
         self._scratch = scratch
         self._process: subprocess.Popen[str] | None = None
-        self._level = ""
-        self._spent = 0.0
         self._closed = False
 
-    def ask(self, job: Job) -> dict[str, Any]:
-        """The answer to one job; see `Workers.grade`."""
+    def ask(self, request: dict[str, Any], patience: float) -> dict[str, Any]:
+        """The answer to one request; see `Workers.grade`."""
         reason = ""
-        with (
-            tempfile.NamedTemporaryFile(dir=self._scratch) as handout,
-            tempfile.NamedTemporaryFile(dir=self._scratch) as notebook,
-        ):
-            for file, content in ((handout, job.handout), (notebook, job.notebook)):
-                file.write(content)
-                file.flush()
-            asked = {"lesson": job.lesson, "handout": handout.name, "notebook": notebook.name}
-            for _ in range(2):
-                process = self._running() or self._start()
-                with contextlib.suppress(OSError):
-                    assert process.stdin is not None
-                    process.stdin.write(json.dumps(asked) + "\n")
-                    process.stdin.flush()
-                answer = self._line(process, job.patience)
-                if answer is not None and "error" not in answer:
-                    spent, self._spent = self._spent, 0.0
-                    return answer | {"level": self._level, "spent": spent + answer["cpu"]}
-                reason = answer["error"] if answer else f"the grading process ended (status {process.poll()})"
-                self._kill()
+        for _ in range(2):
+            process = self._running() or self._start()
+            with contextlib.suppress(OSError):
+                assert process.stdin is not None
+                process.stdin.write(json.dumps(request) + "\n")
+                process.stdin.flush()
+            answer = self._line(process, patience)
+            if answer is not None and "error" in answer:
+                raise NoWorker(answer["error"])
+            if answer is not None:
+                return answer
+            reason = f"the grading process ended (status {process.poll()})"
+            if said := self._said():
+                reason = f"the grading process ended: {said}"
+            self._kill()
         raise WorkerFailed(reason)
 
     def close(self, at_once: bool) -> None:
@@ -202,11 +206,9 @@ class Worker:
     def _start(self) -> "subprocess.Popen[str]":
         if self._closed:
             raise NoWorker("the run has stopped")
-        log = self._scratch / "workers.log"
-        settings = json.dumps(asdict(self.terms) | {"scratch": str(self._scratch)})
-        with log.open("ab") as errors:
-            self._process = process = subprocess.Popen(
-                [sys.executable, "-m", "moe_course.grading.worker", settings],
+        with (self._scratch / "workers.log").open("wb") as errors:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "moe_course.grading.worker", json.dumps(self.levels), str(self._scratch)],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=errors,
@@ -214,14 +216,14 @@ class Worker:
                 env=os.environ | {"OMP_NUM_THREADS": "1", "TMPDIR": str(self._scratch)},
                 start_new_session=True,  # Ctrl-C is for the run, which ends its workers itself
             )
-        ready = self._line(process, START)
-        if ready is None or "error" in ready:
-            said = log.read_text(errors="replace").strip().splitlines()
-            self._kill()
-            raise NoWorker(ready["error"] if ready else f"no grading process starts: {said[-1] if said else '?'}")
-        self._level = ready["level"]
-        self._spent += ready["cpu"]
-        return process
+        return self._process
+
+    def _said(self) -> str:
+        """The last line that workers printed."""
+        with contextlib.suppress(OSError):
+            said = (self._scratch / "workers.log").read_text(errors="replace").strip().splitlines()
+            return said[-1][:300] if said else ""
+        return ""
 
     @staticmethod
     def _line(process: "subprocess.Popen[str]", patience: float) -> dict[str, Any] | None:

@@ -59,6 +59,7 @@ from moe_course.layers.published import PUBLISHED
 from moe_course.layers.router import Router, Routing, top_k_routing
 from moe_course.layers.slots import capped_einsum_dispatch, dispatch_and_combine, expected_drop_rate, slot_usage
 from moe_course.layers.sorted import sorted_dispatch
+from moe_course.layers.stability import Float32Router, precise_logits, variance_scaling_
 from moe_course.layers.transformer import MoETransformer, TransformerConfig, TransformerOutput, model_config
 
 __all__ = [
@@ -69,6 +70,7 @@ __all__ = [
     "CausalSelfAttention",
     "DenseFFN",
     "Experts",
+    "Float32Router",
     "JitteredRouter",
     "KVCache",
     "MoELayer",
@@ -116,6 +118,7 @@ __all__ = [
     "noisy_top_k_routing",
     "parameter_table",
     "position_in_expert",
+    "precise_logits",
     "router_saturation",
     "router_z_loss",
     "selection_probability",
@@ -124,4 +127,5 @@ __all__ = [
     "sorted_dispatch",
     "top_k_routing",
     "total_parameters",
+    "variance_scaling_",
 ]

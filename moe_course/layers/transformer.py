@@ -125,7 +125,8 @@ class MoETransformer(nn.Module):
         self.norm = nn.RMSNorm(config.d_model, config.norm_eps, device=device, dtype=dtype)
         self.head = nn.Linear(config.d_model, config.vocab_size, bias=False, device=device, dtype=dtype)
         if config.tie_embeddings:
-            self.head.weight = self.embedding.weight
+            # As the head's: with nn.Embedding's much larger numbers a new model would be sure, and wrong.
+            self.embedding.weight = self.head.weight
 
     def forward(self, ids: Int64[Tensor, "B S"], cache: KVCache | None = None) -> TransformerOutput:
         """Predict the token after each of `ids`.

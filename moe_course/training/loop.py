@@ -53,6 +53,7 @@ def train(
         batches,
         steps=steps,
         learning_rate=learning_rate,
+        clip=None,
         evaluate=lambda model: {"loss": loss(model, held_out)},
         evaluations=points,
         seed=None,

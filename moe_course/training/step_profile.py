@@ -104,10 +104,11 @@ def _charged(events: list[FunctionEvent]) -> Iterator[tuple[str, str, str, Funct
     """(step, part, phase, event) of every event within a step."""
     maker: dict[int, str] = {}  # the part that made an autograd node, by its sequence number
     for event in sorted(events, key=lambda event: event.time_range.start):
-        names = [each.name for each in _ancestors(event)]
+        chain = list(_ancestors(event))
+        names = [each.name for each in chain]
         step = next((name for name in names if name.startswith(STEP)), None)
         part = next((name.removeprefix(PART) for name in names if name.startswith(PART)), None)
-        node = next((each for each in _ancestors(event) if each.name.startswith(NODE)), None)
+        node = next((each for each in chain if each.name.startswith(NODE)), None)
         if step is None or event.name == step:
             continue
         if any(name.startswith("Optimizer.") for name in names):

@@ -73,7 +73,7 @@ class Trainer:
         steps: int,
         learning_rate: float,
         schedule: Callable[[float], float] = rise_and_fall,
-        clip: float | None = None,
+        clip: float | None = 1.0,
         evaluate: Callable[[nn.Module], Mapping[str, float | Tensor]] | None = None,
         evaluations: int = 5,
         folder: Path | str | None = None,

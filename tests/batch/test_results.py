@@ -147,7 +147,9 @@ def test_files_are_replaced_whole_or_left_as_they_are(tmp_path, monkeypatch):
     assert {name: (tmp_path / name).read_bytes() for name in before} == before
     assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
     monkeypatch.undo()
-    assert write_results(tmp_path) == tmp_path / "report.html"
+    with (tmp_path / "results.csv").open("rb") as reader:
+        assert write_results(tmp_path) == tmp_path / "report.html"
+        assert reader.read() == before["results.csv"]  # who reads it meanwhile gets the old one whole
     assert len(pd.read_csv(tmp_path / "results.csv")) == 2
 
 

@@ -12,8 +12,9 @@ import pytest
 
 from moe_course.grading import run as running
 from moe_course.grading import workers
+from moe_course.grading.handouts import GradingError
 from moe_course.grading.results import Result
-from moe_course.grading.run import GradingError, grade
+from moe_course.grading.run import grade
 from moe_course.grading.work import Lost, _answer
 from moe_course.grading.workers import Job, NoWorker, Terms, WorkerFailed, grade_on_cluster
 from tests.grading.conftest import ROOT, hand_in, notebook

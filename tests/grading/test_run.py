@@ -177,7 +177,7 @@ def test_file_names_of_students_stay_apart_and_inside():
         (["{tmp}/empty", "--out", "{tmp}/r"], "holds no notebook"),
         (["{class}", "--out", "{tmp}/full"], "something else than a grading run"),
         (["{class}", "--out", "{tmp}/r", "--recheck"], "holds no grading run to recheck"),
-        (["{class}", "--out", "{tmp}/r", "--lesson", "77"], "lesson 77 has no exercises"),
+        (["{class}", "--out", "{tmp}/r", "--lesson", "77"], "there is no lesson 77"),
         (["{class}", "--out", "{report}", "--seed", "5"], "holds a run with seed"),
     ],
 )

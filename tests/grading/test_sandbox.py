@@ -25,17 +25,9 @@ from moe_course.exercises.outputs import leaves
 from moe_course.grading.answers import Program
 from moe_course.grading.bundle import drive_spec, pieces, reference_of
 from moe_course.grading.inside import child
+from moe_course.grading.inside.channel import HEAD, MARK, Closed, ProtocolError, receive, send
 from moe_course.grading.inside.memory import lay_out, shared, take_up
-from moe_course.grading.inside.wire import (
-    HEAD,
-    MARK,
-    Closed,
-    Packer,
-    ProtocolError,
-    Unpacker,
-    receive,
-    send,
-)
+from moe_course.grading.inside.wire import Packer, Unpacker
 from moe_course.grading.notebook import read_notebook
 from moe_course.grading.stage import PACKAGE, stage
 from moe_course.layers import Routing

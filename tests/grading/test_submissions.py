@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from moe_course.grading.archive import Refused
+from moe_course.grading.catalogue import catalogue
 from moe_course.grading.submissions import NothingHandedIn, Submission, find_submissions
 from tests.grading.conftest import HANDOUT
 
@@ -19,7 +20,7 @@ OTHER = json.dumps({"cells": [], "metadata": {"moe_course": {"lesson": "03_exper
 def found(tmp_path: Path, source: Path, *lessons: str) -> list[Submission]:
     scratch = tmp_path / "scratch"
     scratch.mkdir(exist_ok=True)
-    return find_submissions(source, scratch, lessons)
+    return find_submissions(source, scratch, catalogue, lessons)
 
 
 def tree(root: Path, *names: str, content: bytes = NOTEBOOK) -> Path:

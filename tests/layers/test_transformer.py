@@ -1,5 +1,6 @@
 """The transformer is causal, has the parameters its config says, and writes the same text with a cache as without."""
 
+import math
 from dataclasses import replace
 from typing import Any
 
@@ -181,6 +182,15 @@ def test_dtype_of_parameters_is_that_of_logits(dtype):
 def test_a_tied_head_is_the_embedding():
     model = make(tie_embeddings=True)
     assert model.head.weight is model.embedding.weight
+
+
+@pytest.mark.parametrize("tie_embeddings", [False, True])
+def test_a_new_model_is_sure_of_nothing(tie_embeddings):
+    torch.manual_seed(0)
+    model = MoETransformer(replace(SMALL, vocab_size=500, tie_embeddings=tie_embeddings))
+    ids = torch.randint(500, (20, 16))
+    loss = F.cross_entropy(model(ids).logits[:, :-1].flatten(0, 1), ids[:, 1:].flatten()).item()
+    assert loss == pytest.approx(math.log(500), rel=0.05)
 
 
 # Attention

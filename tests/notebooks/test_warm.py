@@ -95,7 +95,9 @@ def test_a_warm_kernel_has_everything_at_hand_and_is_ready_soon():
             "import sys; print([m for m in ('torch._dynamo', 'plotly.io', 'moe_course.layers') if m in sys.modules])"
         )
         assert talk.say(modules) == "['torch._dynamo', 'plotly.io', 'moe_course.layers']"
-        assert float(talk.say("import time, torch; print(time.process_time())")) < 0.6  # 0.16 on a quiet machine
+        assert (
+            float(talk.say("import time, torch; print(time.process_time())")) < 1.5
+        )  # 0.16 on a quiet machine, 3 for imports
 
 
 def test_each_kernel_has_random_numbers_of_its_own():

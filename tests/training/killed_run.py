@@ -35,7 +35,6 @@ class Run:
             DataLoader(ROWS, batch_size=4, shuffle=True),
             steps=STEPS,
             learning_rate=1e-2,
-            clip=1.0,
             evaluate=lambda model: evaluate_domains(model, {"some": ROWS[:4], "other": ROWS[4:8]}),
             evaluations=4,
             folder=folder,

@@ -109,11 +109,11 @@ def test_the_schedule_is_followed():
 
 
 def test_clipping_limits_the_norm_and_records_it_before():
-    free, clipped = problem(clip=math.inf), problem(clip=1e-3)
-    norms = [row["grad_norm"] for row in free.fit().steps]
+    free, clipped = problem(clip=None), problem(clip=1e-3)
+    assert "grad_norm" not in free.fit().steps[0]
     first = clipped.fit().steps[0]["grad_norm"]
     after = torch.stack([p.grad.norm() for p in clipped.model.parameters()]).norm()
-    assert first == norms[0] > 0.01
+    assert first > 0.01
     assert after.item() == pytest.approx(1e-3, rel=1e-2)
 
 
@@ -140,9 +140,7 @@ def test_the_last_step_makes_a_checkpoint_and_others_when_due(tmp_path, monkeypa
 
 def test_a_checkpoint_of_another_run_is_refused(tmp_path):
     problem(folder=tmp_path).fit()
-    with pytest.raises(
-        ValueError, match=r"its learning_rate is 0\.01, this one's 0\.02; choose another folder, or delete"
-    ):
+    with pytest.raises(ValueError, match=r"its learning_rate is 0\.01, this one's 0\.02; choose another folder"):
         problem(folder=tmp_path, learning_rate=0.02).fit()
     other = problem(folder=tmp_path)
     other.model.append(nn.Linear(1, 1))

@@ -23,8 +23,9 @@ from moe_course.exercises.limits import call_within
 from moe_course.exercises.observe import Failure, failure_of, pull_back
 from moe_course.exercises.outputs import at, frozen, leaves, map_tensors
 
+from .channel import Closed, receive, send
 from .memory import mapped, take_up
-from .wire import Closed, Packer, Unpacker, receive, send
+from .wire import Packer, Unpacker
 
 FRAMES = 5  # lines of the student's own that a traceback shows
 

@@ -1,25 +1,19 @@
 """Values between the grader and a student's process: JSON and raw bytes, checked before anything is made of them.
 
-A message is a head of 16 bytes (a mark, two lengths), then JSON, then the bytes of its tensors. The reader trusts
-nothing: it refuses what is too long, too deep, of an unknown kind, or does not add up. Nothing is ever unpickled.
+The reader trusts nothing: it refuses what is too long, too deep, of an unknown kind, or does not add up. Nothing is ever
+unpickled.
 """
 
 import dataclasses
-import json
 import math
-import socket
-import struct
-import time
 from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor
 
-HEAD = struct.Struct("<4sIQ")
-MARK = b"moe1"
-MAX_JSON = 1 << 20
-MAX_BLOB = 64 << 20  # bytes of the tensors of one message
+from .channel import MAX_BLOB, ProtocolError
+
 MAX_NODES = 2000  # of one output; a right one has fewer than ten
 MAX_DEPTH = 8  # of nested containers
 MAX_TEXT = 2000
@@ -28,65 +22,6 @@ _FLOATS = ["float64", "float32", "float16", "bfloat16", "complex64", "complex128
 _INTEGERS = ["int64", "int32", "int16", "int8", "uint8", "bool"]
 DTYPES: dict[str, torch.dtype] = {name: getattr(torch, name) for name in [*_FLOATS, *_INTEGERS]}
 NAMES = {dtype: name for name, dtype in DTYPES.items()}
-
-
-class ProtocolError(Exception):
-    """The other side sent what no honest one sends."""
-
-
-class Closed(Exception):
-    """The other side is gone."""
-
-
-def send(channel: socket.socket, message: dict[str, Any], blob: bytes | bytearray = b"") -> None:
-    """Send one message."""
-    text = json.dumps(message).encode()
-    channel.sendall(HEAD.pack(MARK, len(text), len(blob)) + text + blob)
-
-
-def receive(channel: socket.socket, deadline: float | None = None) -> tuple[dict[str, Any], bytearray]:
-    """The next message.
-
-    Args:
-        channel: from which to read.
-        deadline: on the monotonic clock; None waits for ever.
-
-    Raises:
-        Closed: the other side hung up.
-        TimeoutError: nothing whole came before the deadline.
-        ProtocolError: what came is no message.
-    """
-    mark, text_length, blob_length = HEAD.unpack(_read(channel, HEAD.size, deadline))
-    if mark != MARK or text_length > MAX_JSON or blob_length > MAX_BLOB:
-        raise ProtocolError("a message with a false head, or too long a one")
-    text = _read(channel, text_length, deadline)
-    blob = _read(channel, blob_length, deadline)
-    try:
-        message = json.loads(text.decode())
-    except (ValueError, RecursionError):
-        raise ProtocolError("a message that is no JSON") from None
-    if not isinstance(message, dict):
-        raise ProtocolError("a message that is no object")
-    return message, blob
-
-
-def _read(channel: socket.socket, length: int, deadline: float | None) -> bytearray:
-    found = bytearray(length)
-    view, have = memoryview(found), 0
-    while have < length:
-        if deadline is not None:
-            left = deadline - time.monotonic()
-            if left <= 0:
-                raise TimeoutError
-            channel.settimeout(left)
-        try:
-            count = channel.recv_into(view[have:], min(length - have, 1 << 20))
-        except ConnectionError:
-            raise Closed from None
-        if count == 0:
-            raise Closed
-        have += count
-    return found
 
 
 class Packer:
@@ -222,6 +157,8 @@ class Unpacker:
         if not _is_whole(offset, len(self.blob) - size) or offset % ALIGNMENT:
             raise ProtocolError("a tensor whose bytes are missing")
         if count == 0:
+            if math.prod(n or 1 for n in shape) > MAX_BLOB:  # nothing in it, and yet too large for torch
+                raise ProtocolError("a tensor of an impossible shape")
             return torch.empty(shape, dtype=dtype)
         if dtype == torch.bool:  # a byte other than 0 and 1 would be neither True nor False
             return (torch.frombuffer(self.blob, dtype=torch.uint8, count=count, offset=offset) != 0).reshape(shape)

@@ -48,15 +48,15 @@ def main() -> None:
     elif sys.platform == "linux":
         confine.adopt_orphans()
     _load(sys.argv[4:])
-    from moe_course.grading.inside import wire
+    from moe_course.grading.inside import channel
 
-    wire.send(control, {"ready": os.getuid(), "cpu": _cpu()})
+    channel.send(control, {"ready": os.getuid(), "cpu": _cpu()})
     while True:
         try:
-            request, _ = wire.receive(control)
-        except wire.Closed:
+            request, _ = channel.receive(control)
+        except channel.Closed:
             return
-        _, (channel, leash), _, _ = socket.recv_fds(control, 1, 2)
+        _, (talk, leash), _, _ = socket.recv_fds(control, 1, 2)
         if own_processes:
             confine.new_process_space()
         pid = os.fork()
@@ -66,14 +66,14 @@ def main() -> None:
                     os.close(own_space)
                 os.close(leash)
                 control.close()
-                _become_student(socket.socket(fileno=channel), request, level, files)
+                _become_student(socket.socket(fileno=talk), request, level, files)
             os._exit(0)
-        os.close(channel)
+        os.close(talk)
         if own_processes:
             confine.back_to_own_process_space(own_space)
         before = _cpu()
         ended = _watch(pid, leash, own_processes, request["folder"])
-        wire.send(control, ended | {"cpu": _cpu() - before})
+        channel.send(control, ended | {"cpu": _cpu() - before})
         os.close(leash)
 
 
@@ -213,8 +213,12 @@ def _too_much(folder: str) -> str:
         return "files"
     if _kilobytes("/proc/meminfo", "MemAvailable:", 1 << 40) < LEAST_MEMORY >> 10:
         return "memory"
+    # Quickly had, and too much, since it counts what was inherited; then exactly.
+    if sum(_of_status(pid, "RssAnon:") + _of_status(pid, "RssShmem:") for pid in theirs) < confine.MEMORY >> 10:
+        return ""
     private = sum(_kilobytes(f"/proc/{pid}/smaps_rollup", "Private_Dirty:", 0) for pid in theirs)
-    return "memory" if private > confine.MEMORY >> 10 else ""
+    shared = sum(_of_status(pid, "RssShmem:") for pid in theirs)
+    return "memory" if private + shared > confine.MEMORY >> 10 else ""
 
 
 def _descendants() -> list[int]:
@@ -224,7 +228,8 @@ def _descendants() -> list[int]:
         with contextlib.suppress(OSError, IndexError, ValueError):
             parent = int(Path("/proc", name, "stat").read_text(errors="replace").rpartition(")")[2].split()[1])
             children.setdefault(parent, []).append(int(name))
-    found = children.get(int(os.readlink("/proc/self")), [])  # its number there, whatever it is here
+    # Its own number there, whatever it is here.
+    found = children.get(int(os.readlink("/proc/self")), [])
     for pid in found:  # grows as it is read
         found += children.get(pid, [])
     return found
@@ -240,6 +245,10 @@ def _bytes_in(folder: str) -> int:
             with contextlib.suppress(OSError):
                 size += os.lstat(os.path.join(place, name)).st_blocks * 512
     return size
+
+
+def _of_status(pid: int, name: str) -> int:
+    return _kilobytes(f"/proc/{pid}/status", name, 0)
 
 
 def _kilobytes(path: str, name: str, otherwise: int) -> int:

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-STARTUP = 60.0  # seconds for the server's imports and a fork
+STARTUP = 120.0  # seconds for the server's imports and a fork
 LAUNCHER = ["-m", "ipykernel_launcher"]  # divides a kernel's command: Python's arguments, the kernel's
 PACKAGE = Path(__file__).parents[2]
 SERVE = "import ipykernel.kernelapp, moe_course.notebooks.warm.server as server; server.main({fd})"
