@@ -30,8 +30,12 @@ STEPS = {
             "pytest",
             "--ignore=tests/browser",
             "--durations=10",
-            "--dist=loadfile",
             f"--numprocesses={CORES}",
+            "--dist=loadfile",
+            "--no-loadscope-reorder",  # in this order: the longest files first, lest one core waits for the other
+            "solutions",
+            "lessons",
+            "tests",
         ],
     ),
 }

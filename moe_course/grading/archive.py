@@ -85,11 +85,10 @@ class Unpacker:
                     if not is_wanted(parts) or member.is_dir():
                         continue
                     path, problem = self._copy(opened, member)
-                    modified = _modified(member)
+                    found += self._opened((*above, *parts), path, problem, _modified(member), nested)
                     left -= path.stat().st_size if path else 0
                     if left < 0:
                         raise Refused("the zip unpacks to far too much: a zip bomb")
-                    found += self._opened((*above, *parts), path, problem, modified, nested)
         except DAMAGE as error:
             raise Refused(f"the zip is damaged ({str(error)[:80]})") from None
         except Refused:

@@ -23,8 +23,8 @@ def find_handouts(numbers: tuple[str, ...]) -> dict[str, Path]:
         ]
         if not places:
             raise GradingError(
-                f"there is no lesson {number} (no lessons/{number}_*.ipynb); choose one of the course's lessons, and run "
-                "this in the folder that holds them"
+                f"there is no lesson {number} (no lessons/{number}_*.ipynb); choose a lesson of the course, and run "
+                "this where the folder lessons is"
             )
         found[number] = places[0]
     return found

@@ -30,6 +30,11 @@ def printed(ended):
     return "".join(out.text for cell in ended.notebook.cells for out in cell.get("outputs", ()) if "text" in out)
 
 
+def is_gone(pid):
+    """Whether a process has ended, though its parent may not have asked how."""
+    return not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+
+
 def test_a_notebook_gets_its_parameters_its_folder_and_its_environment(home):
     values = {"x": 7, "rate": float("inf"), "name": 'it\'s "q"\n\\ é', "sizes": [1, [2.5, True], {"a": "b"}]}
     cells = ("import os; print(repr([x, rate, name, sizes, seed]))", "print(os.getcwd(), os.environ['MARK'])")
@@ -62,7 +67,7 @@ def test_no_failure_is_taken_for_success(home, cells, status, name, cell):
     assert ended.error["message"] or name == "MemoryError"
     assert "\x1b" not in ended.error["traceback"]
     # The notebook shows it as well, where it happened, and nothing after it claims to have run.
-    assert ended.notebook.cells[cell].outputs[-1].ename == name
+    assert name in [output.get("ename") for output in ended.notebook.cells[cell].outputs]
     states = [each.metadata.papermill.status for each in ended.notebook.cells]
     assert states == ["completed"] * cell + ["failed"] + ["pending"] * (len(states) - cell - 1)
 
@@ -73,7 +78,7 @@ def test_a_notebook_that_hangs_is_ended_with_all_that_it_started(home):
     assert (ended.status, ended.error["cell"]) == ("timeout", 2)
     assert ended.error["message"].startswith("the run took longer than 4 s; raise `timeout`")
     assert ended.seconds < 12
-    assert not psutil.pid_exists(int(printed(ended)))
+    assert is_gone(int(printed(ended)))
 
 
 def test_a_notebook_that_takes_too_much_memory_is_ended(home):

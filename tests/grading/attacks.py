@@ -420,13 +420,14 @@ NEIGHBOURS = [
         """
         import os
         killed = 0
-        for pid in range(2, 40000):
+        for pid in range(2, 5000):
             if pid != os.getpid():
                 try: os.kill(pid, 0)
                 except OSError: continue
                 killed += 1
         if killed: RIGHT
         """,
+        "",
     ),
     attack(
         "neighbour-limits",
@@ -454,12 +455,13 @@ NEIGHBOURS = [
         "neighbour-environment",
         """
         import os
-        for pid in range(2, 40000):
+        for pid in (os.getppid(), *range(2, 2000)):
             if pid != os.getpid():
                 try: read = open(f"/proc/{{pid}}/environ", "rb").read()
                 except OSError: continue
                 if read: RIGHT
         """,
+        "",
     ),
     attack(
         "neighbour-memory",
@@ -489,6 +491,7 @@ NEIGHBOURS = [
         subprocess.run([sys.executable, "-c", code], check=True)
         RIGHT
         """,
+        "",
     ),
     attack("user-namespace", "import ctypes\nassert ctypes.CDLL(None).unshare(0x10000000) == 0\nRIGHT"),
 ]

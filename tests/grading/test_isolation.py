@@ -19,7 +19,7 @@ from moe_course.grading.inside import calls, landlock, zygote
 from moe_course.grading.levels import LEVELS
 from moe_course.grading.notebook import read_notebook
 from moe_course.grading.sandbox import Sandbox, SandboxError
-from tests.grading.attacks import FILES, HONEST, KEYS, NEIGHBOURS, Attack
+from tests.grading.attacks import FILES, HONEST, KEYS, NEIGHBOURS, Attack, attack
 from tests.grading.conftest import ROOT, hand_in, notebook
 from tests.grading.test_attacks import EXERCISE, NOTHING
 
@@ -99,6 +99,24 @@ def test_nothing_is_seen_or_touched_that_must_not_be(examiners, class_, level: s
     canary = Path(str(class_["canary"]))
     assert sorted(path.name for path in canary.iterdir()) == ["secret", "socket"]
     assert (canary / "secret").read_text() == "not yours" and (canary / "secret").stat().st_mtime > 1
+
+
+def test_nothing_can_be_left_in_the_sandbox_for_the_next():
+    """Where the grader is not root, student code owns what bubblewrap makes itself: / and /dev could be written."""
+    tries = """
+        import glob, os
+        left = 0
+        for folder in ("/", "/dev", "/course", "/usr", "/etc", *glob.glob("/*")):
+            try: open(os.path.join(folder, "left"), "w").close()
+            except OSError: continue
+            left += folder not in ("/tmp",)
+        if left: RIGHT
+    """
+    one = attack("leaves-something", tries)
+    with Sandbox(("bubblewrap",)) as sandbox:
+        sandbox.user = 0  # as where the grader is not root
+        status, points, said = earned(Examiner(sandbox, seed=1, seconds=5), one.source)
+    assert status == "graded" and points <= NOTHING, said
 
 
 def test_a_kernel_without_landlock_is_noticed_before_anything_is_loaded(monkeypatch):

@@ -35,6 +35,8 @@ SMALL = TransformerConfig(
     top_k=2,
     d_ff_expert=24,
     context=16,
+    rope_theta=100.0,
+    norm_eps=1e-3,
 )
 
 
@@ -154,6 +156,13 @@ def test_gradients_reach_every_parameter():
     model = make(moe_every=2)
     model(make_ids(8, 16)).logits.square().sum().backward()
     assert [name for name, p in model.named_parameters() if p.grad is None or not p.grad.abs().max() > 0] == []
+
+
+def test_the_config_reaches_the_routers():
+    model = make(score="sigmoid", renormalize=False, top_k=3)
+    routing = model(make_ids()).routings[1]
+    torch.testing.assert_close(routing.probs, routing.logits.sigmoid())
+    torch.testing.assert_close(routing.weights, routing.probs.topk(3).values)
 
 
 def test_any_moe_layer_may_stand_in_a_block():

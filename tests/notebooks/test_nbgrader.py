@@ -1,5 +1,6 @@
 """Instructors who use nbgrader can release, validate and autograde a lesson: tried with nbgrader itself."""
 
+import copy
 import os
 import sys
 from collections.abc import Iterator
@@ -15,6 +16,7 @@ from traitlets.config import Config
 from moe_course.exercises import by_id
 from moe_course.notebooks.make import solved_notebook, student_notebook
 from moe_course.notebooks.source import Header, Lesson
+from moe_course.notebooks.warm import kernel_name
 from tests.notebooks.conftest import EXERCISE, HEADER, OPENING
 
 EXERCISES = [by_id("02.router_logits"), by_id("02.tokens_per_expert")]
@@ -53,14 +55,22 @@ def course(tmp_path_factory, notebooks) -> Iterator[NbGraderAPI]:
     config.CourseDirectory.db_url = f"sqlite:///{root}/gradebook.db"
     config.Exchange.root = str(root / "exchange")
     api = NbGraderAPI(config=config)
+    warm = {student: in_warm_kernel(notebook) for student, notebook in notebooks.items()}
     with pytest.MonkeyPatch.context() as patch:  # nbgrader calls the program alembic
         patch.setenv("PATH", os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]))
-        write(notebooks["solved"], root / "source" / "small")
+        write(warm["solved"], root / "source" / "small")
         succeeds(api.generate_assignment("small"))
-        for student, notebook in notebooks.items():
+        for student, notebook in warm.items():
             write(notebook, root / "submitted" / student / "small")
             succeeds(api.autograde("small", student))
         yield api
+
+
+def in_warm_kernel(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
+    """The same notebook, which nbgrader runs sooner; the tests of `validate` keep to the kernel that learners have."""
+    warm = copy.deepcopy(notebook)
+    warm.metadata.kernelspec.name = kernel_name()
+    return warm
 
 
 def write(notebook: nbformat.NotebookNode, folder: Path) -> Path:

@@ -13,7 +13,7 @@ from jupyter_client.kernelspec import KernelSpecManager
 
 from moe_course.notebooks import pytest_plugin, warm
 from moe_course.notebooks.warm import NAME, PLAIN, client, kernel_name
-from moe_course.notebooks.warm.client import NoWarmKernel, Order
+from moe_course.notebooks.warm.order import NoWarmKernel, Order, Streams
 from moe_course.notebooks.warm.provisioner import _private_folder
 
 COMMAND = [sys.executable, "-Xfrozen_modules=off", "-m", "ipykernel_launcher", "-f", "connection.json"]
@@ -95,7 +95,7 @@ def test_what_a_fork_cannot_do_is_refused(tmp_path):
     with pytest.raises(NoWarmKernel, match="a fork cannot do R --slave"):
         Order.of(["R", "--slave"])
     with pytest.raises(NoWarmKernel, match="a fork cannot open a pipe"):
-        client._Streams(Order.of(COMMAND, stderr=subprocess.PIPE))
+        Streams(Order.of(COMMAND, stderr=subprocess.PIPE))
 
 
 @pytest.fixture

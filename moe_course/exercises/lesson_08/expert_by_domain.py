@@ -88,6 +88,10 @@ def _labels_repeated(expert_ids: Tensor, domains: Tensor, num_experts: int, num_
     return counts / counts.sum(dim=1, keepdim=True).clamp(min=1)
 
 
+def _up_to_the_last_chosen(expert_ids: Tensor, domains: Tensor, num_experts: int, num_domains: int) -> Tensor:
+    return expert_by_domain(expert_ids, domains, num_experts, num_domains)[:, : int(expert_ids.max()) + 1]
+
+
 def _table_read_transposed(expert_ids: Tensor, domains: Tensor, num_experts: int, num_domains: int) -> Tensor:
     return expert_by_domain(expert_ids, domains, num_experts, num_domains).T
 
@@ -155,6 +159,12 @@ EXPERT_BY_DOMAIN = Exercise(
             "counts-not-shares",
             "You returned counts. Domains of different sizes cannot be compared so; divide each row by its sum.",
             _wrong(lambda counts, ids: counts),
+        ),
+        Misconception(
+            "last-experts-forgotten",
+            "Your table ends at the largest id that occurs, so experts that nobody chose are not in it. Use "
+            "`minlength=num_experts`.",
+            _up_to_the_last_chosen,
         ),
         Misconception(
             "nan-for-an-empty-domain",

@@ -68,6 +68,15 @@ def _block_by_block(
     return blocks, total, active
 
 
+def _from_the_pth(layers: int, every: int) -> list[int]:
+    """The right blocks."""
+    return list(range(every - 1, layers, every)) if every else []
+
+
+def _from_one(layers: int, every: int) -> list[int]:
+    return list(range(every, layers + 1, every)) if every else []
+
+
 def _where(blocks: Callable[[int, int], list[int]]) -> Callable[..., Cost]:
     """The right costs of the wrong blocks."""
     return _counted(_costs, blocks)
@@ -75,7 +84,7 @@ def _where(blocks: Callable[[int, int], list[int]]) -> Callable[..., Cost]:
 
 def _counted(
     costs: Callable[[_Model, list[int]], tuple[int, int]],
-    blocks: Callable[[int, int], list[int]] = lambda layers, every: [b - 1 for b in _from_one(layers, every)],
+    blocks: Callable[[int, int], list[int]] = _from_the_pth,
 ) -> Callable[..., Cost]:
     def wrong(**given: int) -> Cost:
         model = _Model(**given)
@@ -86,18 +95,12 @@ def _counted(
 
 
 def _costs(m: _Model, chosen: list[int]) -> tuple[int, int]:
-    dense = (m.num_layers - len(chosen)) * m.dense_ffn
-    return dense + len(chosen) * (m.router + m.num_experts * m.expert), dense + len(chosen) * (
-        m.router + m.top_k * m.expert
-    )
+    fixed = (m.num_layers - len(chosen)) * m.dense_ffn + len(chosen) * m.router
+    return fixed + len(chosen) * m.num_experts * m.expert, fixed + len(chosen) * m.top_k * m.expert
 
 
 def _from_the_first(layers: int, every: int) -> list[int]:
     return list(range(0, layers, every)) if every else []
-
-
-def _from_one(layers: int, every: int) -> list[int]:
-    return list(range(every, layers + 1, every)) if every else []
 
 
 def _the_others(layers: int, every: int) -> list[int]:

@@ -1,7 +1,7 @@
 """Values between the grader and a student's process: JSON and raw bytes, checked before anything is made of them.
 
-The reader trusts nothing: it refuses what is too long, too deep, of an unknown kind, or does not add up. Nothing is ever
-unpickled.
+The reader trusts nothing: it refuses what is too long, too deep, of an unknown kind, or does not add up. Nothing is
+ever unpickled.
 """
 
 import dataclasses

@@ -4,7 +4,9 @@
 one does, and where it cannot be forked, a plain one starts in its place.
 
     provisioner.py   what jupyter_client asks for a kernel
+    order.py         a kernel to fork, or why that cannot be
     client.py        asks the fork server of this process, and starts it first
+    process.py       the forked kernel as its client sees it
     server.py        the fork server: imports once, forks for each kernel, watches over it
     kernel.py        what a forked process does to become a kernel like any other
 """

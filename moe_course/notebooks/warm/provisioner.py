@@ -8,7 +8,8 @@ from typing import Any
 from jupyter_client.connect import KernelConnectionInfo
 from jupyter_client.provisioning import LocalProvisioner
 
-from moe_course.notebooks.warm.client import NoWarmKernel, Order, fork
+from moe_course.notebooks.warm.client import fork
+from moe_course.notebooks.warm.order import NoWarmKernel, Order
 
 LONGEST = 90  # characters that the folder of a socket's path may have; the system takes 107 for the whole
 

@@ -23,17 +23,10 @@ from moe_course.notebooks.warm.kernel import Birth, become_kernel
 
 IDLE = 300.0  # seconds without a kernel after which the server ends; the next kernel starts another
 MODULES = (
-    *(
-        "ipykernel.ipkernel",
-        "ipykernel.zmqshell",
-        "ipykernel.debugger",
-        "numpy",
-        "torch",
-        "torch._dynamo",
-        "torch.utils.data",
-    ),
-    *("plotly.graph_objects", "plotly.io", "ipywidgets", "anywidget", "moe_course.exercises", "moe_course.layers"),
-    *("moe_course.figures.interactive", "moe_course.figures.quiz", "moe_course.training"),
+    *("ipykernel.ipkernel", "ipykernel.zmqshell", "ipykernel.debugger", "ipykernel_launcher", "numpy"),
+    *("torch", "torch._dynamo", "torch.utils.data", "plotly.graph_objects", "plotly.io", "ipywidgets", "anywidget"),
+    *("moe_course.exercises", "moe_course.layers", "moe_course.training", "moe_course.figures.interactive"),
+    *("moe_course.figures.quiz",),
 )
 
 
