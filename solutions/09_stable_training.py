@@ -69,7 +69,7 @@ torch.set_num_threads(1)  # many small tensors: a second thread would only get i
 # Large models are trained in **bfloat16**: half the memory of float32, and several times the arithmetic. It keeps
 # float32's range and gives up its precision: 8 significant bits. Between 128 and 256 its numbers are 1 apart.
 #
-# For a weight or an activation that is an error of half a percent or less. A router *decides*. It compares logits, and
+# For a weight or an activation that is an error of 0.4 % at most. A router *decides*. It compares logits, and
 # the softmax looks at their differences. [ST-MoE](https://arxiv.org/abs/2202.08906) gives the example that you met in
 # lesson 04: ten experts with a logit of 128, one with 128.5. Move the level and the lead of the best expert:
 
@@ -115,7 +115,7 @@ quiz(
 # Switch calls its remedy **selective precision**: the model in bfloat16, the router alone in float32. It costs little, for the
 # router is small. Their figures, as [negative log perplexity](https://arxiv.org/abs/2101.03961), higher is better:
 #
-# | Switch, 32 experts | quality | examples a second |
+# | Switch | quality | examples a second |
 # |---|---|---|
 # | everything in float32 | −1.718 | 1160 |
 # | everything in bfloat16 | −3.780, diverged | 1390 |
@@ -214,12 +214,12 @@ show(figures.by_level(at_levels, elsewhere, error))
 # that of the weights, for inputs of variance 1. Weights are therefore drawn with a variance of $s / D$, and $s$ is the
 # **scale**. The usual value is 1. Switch takes a tenth of it:
 #
-# | Switch-Base, early quality, mean and deviation over seeds | |
+# | scale | Switch's quality |
 # |---|---|
 # | $s = 1$ | −3.60 ± 0.68 |
 # | $s = 0.1$ | −2.72 ± 0.01 |
 #
-# Look at the deviation too. A large start is a lottery.
+# Look behind the ±, too. A large start is a lottery.
 #
 # ### Exercise: scale the start
 #
@@ -460,8 +460,8 @@ show(figures.by_setting(groups, title, "level of the logits at the start", "held
 # 512 it doubles the loss. This small task has wide gaps between its clumps and forgives much. Switch's model forgave
 # nothing.
 #
-# The last row is a warning. Where the level is high already, the z-loss makes things *worse*: its gradient is two times
-# the level, and drowns that of the task while it brings the level down, for longer than this training lasts. The z-loss
+# The last row is a warning. Where the level is high already, the z-loss makes things *worse*: its gradient grows
+# with the level, and drowns that of the task while it brings the level down, for longer than this training lasts. The z-loss
 # prevents. It is a poor cure.
 #
 # So the three remedies are one chain: start small, keep the level down, and do not round what decides. The last alone
@@ -470,9 +470,9 @@ show(figures.by_setting(groups, title, "level of the logits at the start", "held
 # ## 4. Micro-batches
 #
 # A step of a large model takes more tokens than fit into memory. So a step is cut into **micro-batches**: their
-# gradients add up, and the optimiser moves once. That is *supposed* to give the gradient of the large batch. It did not
-# in much of the software that people use, and [nobody noticed for years](https://github.com/huggingface/blog/pull/2414):
-# each micro-batch's loss was a mean over *its* tokens, and the mean of means is not the mean where sizes differ.
+# gradients add up, and the optimiser moves once. That is *supposed* to give the gradient of the large batch. In
+# `transformers` it did not, [until October 2024](https://github.com/huggingface/blog/pull/2414): each micro-batch's loss
+# was a mean over *its* tokens, and the mean of means is not the mean where sizes differ.
 #
 # For a balance loss that repair is not enough. **Predict:**
 
@@ -584,7 +584,7 @@ def whole(probs: Tensor, expert_ids: Tensor) -> Tensor:
     """The loss of the step, as the sum of its parts."""
     return accumulated_balance(probs, expert_ids, torch.ones(probs.shape[:2], dtype=torch.bool)).sum()
 
-
+# %%
 cuts = [1, 2, 4, 8, 16]
 excess, gap = ({name: {str(m): [] for m in cuts} for name in ("one kind of text each", "shuffled")} for _ in range(2))
 for run in range(num_seeds):
@@ -606,17 +606,17 @@ title = "The usual balance loss of micro-batches has another gradient"
 show(figures.by_setting(gap, title, "micro-batches in a step", "difference of the routers' gradient (%)"))
 
 # %% [markdown]
-# **What just happened.** The gap is there from two micro-batches on, and grows with their number. It is larger where
-# each has its own kind of text. With many GPUs every GPU is a micro-batch, and a micro-batch is often a *single* long
-# document. [Qiu and others](https://arxiv.org/abs/2501.11873) therefore share $f$ over all GPUs, and report better
-# models and experts that specialise more.
+# **What just happened.** The gap is there from two micro-batches on, and grows with their number. Up to eight it is larger
+# where each has its own kind of text. In large trainings every GPU is a micro-batch of few sequences. [Qiu and
+# others](https://arxiv.org/abs/2501.11873) therefore share $f$ over all GPUs, and report better models and experts that
+# specialise more.
 #
 # In a real step you need $f$ before the first backward pass. The exact way is two passes: count under `no_grad`, then
 # train. It costs a forward pass, about a third more. `moe_course.training.accumulate` does that. Is it exact? In float64
 # you can tell:
 
 # %%
-from moe_course.training.accumulation import accumulate
+from moe_course.training import accumulate
 
 transformer.double()
 
@@ -650,10 +650,10 @@ print(f"the usual way, loss / micro-batches: gradient off by {(all_gradients(usu
 transformer = transformer.float()
 
 # %% [markdown]
-# The first is rounding of float64. The second is not rounding.
+# The first is rounding of float64. The second makes both mistakes: each part has its own $f$, and a token of the smallest
+# part weighs six times as much as one of the largest.
 #
-# What large trainings do instead of a second pass: count $f$ *so far* in the step, or take that of the step before, and
-# divide by it. That is cheap and nearly right, as loads change slowly.
+# Cheaper, and nearly right, is the $f$ that the step has counted *so far*: no second pass. Loads change slowly.
 #
 # ## 5. Keep less, compute again
 #
@@ -718,8 +718,7 @@ checkpointed_moe = check(checkpointed_moe)
 
 # %%
 from moe_course.layers import DenseFFN, MoELayer
-from moe_course.training import ExpertMonitor
-from moe_course.training.checkpointing import saved_for_backward
+from moe_course.training import ExpertMonitor, saved_for_backward
 
 TOKENS, WIDTH, HIDDEN = 4096, 256, 512
 
@@ -743,7 +742,7 @@ def experts_alone(layer: MoELayer, x: Tensor) -> Tensor:
 
     return checkpointed_moe(x, router, experts)[0]
 
-
+# %%
 torch.manual_seed(seed)
 x = torch.randn(TOKENS, WIDTH, requires_grad=True)
 moe, dense = MoELayer(WIDTH, HIDDEN, num_experts, top_k), DenseFFN(WIDTH, HIDDEN * top_k)
@@ -1080,7 +1079,7 @@ saturation_curve = check(saturation_curve)
 points = list(range(30, steps + 1, 30))
 curves = {}
 for row, rate in enumerate(learning_rates):
-    for col in (0, len(warm_ups) - 1):
+    for col in dict.fromkeys([0, len(warm_ups) - 1]):
         choices = warmed.choices[row * len(warm_ups) + col]  # (seeds, points, T, K)
         curves[f"rate {rate:g}, warm-up {warm_ups[col]}"] = torch.stack([saturation_curve(ids) for ids in choices], dim=1)
 print(f"{'router saturation at step':28}" + "".join(f"{point:>7}" for point in points))
@@ -1088,7 +1087,7 @@ for name, values in curves.items():
     print(f"{name:28}" + "".join(f"{v:>7.0%}" for v in values.mean(1)))
 print(f"means over {num_seeds} seeds; choices at random: {top_k / num_experts:.0%}")
 record(saturation=[{"run": name, "halfway": v[len(points) // 2 - 1].mean().item()} for name, v in curves.items()])
-show(figures.over_training(curves, "A router settles early if the rate lets it", "share of the final choices", points))
+show(figures.over_training(curves, "A router settles early if the rate lets it", "share of the final choices", points, band=False))
 
 # %% [markdown]
 # **What just happened.** Within the first eighth of training the routers have taken three quarters of their final choices
@@ -1101,12 +1100,12 @@ show(figures.over_training(curves, "A router settles early if the rate lets it",
 # ## 10. Where the time goes
 #
 # A profile of a training step, forward, backward and update, of three transformers of one block: dense, an MoE with two large
-# experts a token, and one with eight small ones. All do the same number of FLOPs for a token. `profile_step` charges
+# experts a token, and one with eight small ones. All do the same number of FLOPs for a token. `profile_steps` charges
 # every operation of PyTorch's profiler to a part of the model; in the backward pass to the part whose forward pass made
 # the autograd node.
 
 # %%
-from moe_course.training.step_profile import profile_step
+from moe_course.training import profile_steps
 
 shapes = {
     "dense, F = 512": {"moe_every": 0, "d_ff": 512},
@@ -1114,7 +1113,7 @@ shapes = {
     "MoE, 8 of 32, F = 64": {"num_experts": 32, "top_k": 8, "d_ff_expert": 64},
 }
 ids = torch.cat([by_domain(8, torch.Generator().manual_seed(seed + i)) for i in range(2)])  # 16 × 64 tokens
-costs = {}
+one_step = {}
 for name, shape in shapes.items():
     torch.manual_seed(seed)
     model = MoETransformer(TransformerConfig(vocab_size=256, d_model=128, num_layers=1, num_heads=4, context=CONTEXT, **shape))
@@ -1125,7 +1124,9 @@ for name, shape in shapes.items():
         language_model_loss(model, ids).loss.backward()
         optimizer.step()
 
-    costs[name] = profile_step(step, model, repeats=3)
+    one_step[name] = (step, model)
+
+costs = profile_steps(one_step, repeats=4)
 
 # %%
 def by_part(rows: list) -> dict[str, float]:
@@ -1150,7 +1151,7 @@ show(figures.step_costs(parts))
 # **What just happened.** All three do the same FLOPs, and do not take the same time. Matrix products are the largest part
 # in each. What the MoE adds is around them: activations and buffers handled in many small pieces ("other"), tokens
 # moved to experts and back, and a few per cent for the router. It grows with the number of experts a token. Expect your
-# own numbers to differ; the machine that made these was busy.
+# own numbers to differ.
 #
 # On a GPU the picture shifts, and with experts on several GPUs there is a new part, communication. So profile *your*
 # step before you improve it.
@@ -1234,7 +1235,7 @@ record(resumed_bit_for_bit=losses[0] == losses[1])
 # | $f$ over the global batch | [Qwen3-MoE](https://arxiv.org/abs/2501.11873) | |
 # | tokens of the step as the divisor | [transformers](https://github.com/huggingface/blog/pull/2414), since October 2024 | before: a mean of means |
 # | the router left out of checkpointing | [NeMo Automodel](https://github.com/NVIDIA-NeMo/Automodel/pull/2635) | by default since 2026, after runs that stopped in their first step |
-# | more dropout in experts | [Switch](https://arxiv.org/abs/2101.03961) | 0.4 in experts against 0.1 elsewhere, in fine-tuning |
+# | more dropout in experts | [Switch](https://arxiv.org/abs/2101.03961) | 0.4 in experts against 0.1 elsewhere |
 #
 # Why the second row is no contradiction to the first: in your example both operands were exact, and what was lost was
 # lost when the sum was *stored*. A product that returns float32 keeps it, at bfloat16's speed.

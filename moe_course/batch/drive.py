@@ -18,6 +18,7 @@ from moe_course.batch.folder import Folder
 from moe_course.batch.plan import Plan, Run
 from moe_course.batch.work import Job, Outcome, Unfit, work
 
+LOST = "the connection to the cluster is lost; once it is back, the same command goes on"
 AHEAD = 32  # runs that a cluster is given beyond those it can start at once; it grows by what it sees waiting
 
 
@@ -97,7 +98,7 @@ def drive(
     started: dict[Future[Outcome], tuple[Run, int]] = {}
     try:
         while True:
-            tally.at_once = options.jobs or cluster_threads(pool)
+            tally.at_once = options.jobs or _workers_threads(pool)
             room = 2 * tally.at_once + (0 if options.jobs else AHEAD)
             while waiting and len(started) < room and not (options.fail_fast and tally.failed):
                 run, attempt = waiting.popleft()
@@ -107,6 +108,9 @@ def drive(
             tally.in_flight = len(started)
             if not started:
                 return tally
+            if options.fail_fast and tally.failed:
+                for each in list(started):
+                    each.cancel()  # of this machine's, those that have not begun
             try:
                 future = ended.get(timeout=1.0)
             except queue.Empty:
@@ -114,6 +118,8 @@ def drive(
                 continue
             run, attempt = started.pop(future)
             tally.in_flight = len(started)
+            if future.cancelled() and options.fail_fast and tally.failed:
+                continue
             row, notebook = _outcome(future, run)
             if row["status"] != "done" and attempt <= options.retries:
                 waiting.appendleft((run, attempt + 1))
@@ -124,11 +130,18 @@ def drive(
             tally.failed += row["status"] != "done"
             on_row(run, row, tally)
     except OSError as error:
-        raise _told(error, folder) from error
+        raise BatchError(told(error, folder)) from error
     finally:
         working.stopped.add(batch)  # ends the kernels of threads; what a cluster has is cancelled
         for future in started:
             future.cancel()
+
+
+def _workers_threads(pool: Executor) -> int:
+    try:
+        return cluster_threads(pool)
+    except Exception as error:  # of many kinds, once the scheduler is gone
+        raise BatchError(LOST) from error
 
 
 def _job(batch: str, plan: Plan, run: Run, options: Options) -> Job:
@@ -152,7 +165,7 @@ def _outcome(future: Future[Outcome], run: Run) -> tuple[dict[str, Any], str | N
     try:
         outcome = future.result()
     except CancelledError:
-        raise BatchError("the connection to the cluster is lost; once it is back, the same command goes on") from None
+        raise BatchError(LOST) from None
     except Unfit as error:
         raise BatchError(str(error)) from None
     except OSError:
@@ -196,8 +209,9 @@ def _died(run: Run, why: str) -> dict[str, Any]:
     }
 
 
-def _told(error: OSError, folder: Folder) -> BatchError:
+def told(error: OSError, folder: Folder) -> str:
+    """What the system refused, and what to do."""
     where = error.filename or folder.path
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return BatchError(f"no space is left on the disk ({where}); make some, then the same command goes on")
-    return BatchError(f"{where}: {error.strerror or error}; once that is mended, the same command goes on")
+        return f"no space is left on the disk ({where}); make some, then the same command goes on"
+    return f"{where}: {error.strerror or error}; once that is mended, the same command goes on"

@@ -84,7 +84,7 @@ def batch(
 
 
 def _run(plan: "Plan", out: Path, options: "Options", scheduler: str | None, quiet: bool, console: "Console") -> None:
-    from moe_course.batch.drive import BatchError, Tally, drive
+    from moe_course.batch.drive import BatchError, Tally, drive, told
     from moe_course.batch.executors import ClusterError, executor
     from moe_course.batch.folder import Folder, FolderError
     from moe_course.batch.progress import Display
@@ -93,13 +93,14 @@ def _run(plan: "Plan", out: Path, options: "Options", scheduler: str | None, qui
     start = time.monotonic()
     stopped = ""
     tally = Tally(0)
+    # SIGTERM comes from a batch system whose time is up.
+    before = {each: signal.signal(each, _interrupt) for each in (signal.SIGINT, signal.SIGTERM)}
     try:
         with folder.open(plan):
             todo = [run for run in plan.runs if not folder.is_done(run)]
             if not quiet:
                 _announce(plan, todo, folder, options, console)
             tally = Tally(len(todo))
-            signal.signal(signal.SIGTERM, _interrupt)  # of a batch system whose time is up
             try:
                 with Display(console, len(todo), quiet) as display:
 
@@ -115,12 +116,18 @@ def _run(plan: "Plan", out: Path, options: "Options", scheduler: str | None, qui
                 stopped = "interrupted"
             except BatchError as error:
                 stopped = str(error)
-            signal.signal(signal.SIGINT, signal.SIG_IGN)  # what follows takes a moment, and is the result
+            for each in before:
+                signal.signal(each, signal.SIG_IGN)  # what follows takes a moment, and is the result
             _tell(plan, out, tally, stopped, time.monotonic() - start, quiet, console)
     except (FolderError, ClusterError) as error:
         raise CommandError(str(error)) from None
+    except OSError as error:
+        raise CommandError(told(error, folder)) from None
+    except KeyboardInterrupt:  # before there was anything to gather
+        raise typer.Exit(INTERRUPTED) from None
     finally:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+        for each, handler in before.items():
+            signal.signal(each, handler)
     if stopped == "interrupted":
         raise typer.Exit(INTERRUPTED)
     if stopped:

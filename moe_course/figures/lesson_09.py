@@ -35,7 +35,7 @@ def rounding(logits: Tensor) -> go.Figure:
     ):
         figure.add_scatter(
             x=experts, y=_short(values - level), mode="markers", name=name, legendgroup=name,
-            marker={"color": colour, "symbol": symbol, "size": 13, "line": {"width": 2}},
+            marker={"color": colour, "symbol": symbol, "size": 13, "line": {"width": 2, "color": colour}},
             hovertemplate="expert %{x}: mean %{y:+.3f}<extra></extra>", row=1, col=1,
         )  # fmt: skip
         figure.add_bar(
@@ -87,24 +87,28 @@ def by_level(levels: Sequence[float], wrong: Mapping[str, Tensor], error: Mappin
     return figure
 
 
-def over_training(curves: Mapping[str, Tensor], title: str, y: str, steps: Sequence[int] | None = None) -> go.Figure:
-    """One line for each setting, the mean over seeds, within the range of the seeds.
+def over_training(
+    curves: Mapping[str, Tensor], title: str, y: str, steps: Sequence[int] | None = None, band: bool = True
+) -> go.Figure:
+    """One line for each setting, the mean over seeds.
 
     Args:
         curves: (points, seeds), by setting.
         title: what to learn from the figure.
         y: name and unit of the vertical axis.
         steps: of the points; by default every step is one.
+        band: show the range of the seeds; for few settings, and an axis from 0.
     """
     figure = go.Figure()
     for i, (name, values) in enumerate(curves.items()):
         at = list(steps) if steps is not None else list(range(1, len(values) + 1))
         colour = COLOURS[i % len(COLOURS)]
         low, high = values.amin(1), values.amax(1)
-        figure.add_scatter(
-            x=at + at[::-1], y=_short(high) + _short(low.flip(0)), fill="toself", mode="lines", opacity=0.25,
-            fillcolor=colour, line={"width": 0}, hoverinfo="skip", showlegend=False, legendgroup=name,
-        )  # fmt: skip
+        if band:
+            figure.add_scatter(
+                x=at + at[::-1], y=_short(high) + _short(low.flip(0)), fill="toself", mode="lines", opacity=0.25,
+                fillcolor=colour, line={"width": 0}, hoverinfo="skip", showlegend=False, legendgroup=name,
+            )  # fmt: skip
         figure.add_scatter(
             x=at, y=_short(values.mean(1)), mode="lines", name=name, legendgroup=name,
             line={"color": colour, "dash": DASHES[i % len(DASHES)]},
@@ -112,10 +116,13 @@ def over_training(curves: Mapping[str, Tensor], title: str, y: str, steps: Seque
         )  # fmt: skip
     num_seeds = next(iter(curves.values())).shape[1]
     figure.update_layout(
-        title=f"{title}<br><sup>mean and range of {num_seeds} seeds</sup>", height=430, margin_t=90, legend=BELOW
+        title=f"{title}<br><sup>mean{' and range' if band else ''} of {num_seeds} seeds</sup>",
+        height=430,
+        margin_t=90,
+        legend=BELOW,
     )
     figure.update_xaxes(title_text="step of training")
-    figure.update_yaxes(title_text=y, rangemode="tozero")
+    figure.update_yaxes(title_text=y, rangemode="tozero" if band else "normal")
     return figure
 
 
@@ -151,9 +158,7 @@ def by_setting(groups: Mapping[str, Mapping[str, Tensor]], title: str, x: str, y
         height=430, margin_t=90, legend=BELOW,
     )  # fmt: skip
     figure.update_xaxes(title_text=x, tickvals=list(range(len(places))), ticktext=places)
-    figure.update_yaxes(title_text=y, type="log" if log else "linear", exponentformat="power")
-    if not log:
-        figure.update_yaxes(rangemode="tozero")
+    figure.update_yaxes(title_text=y, **({"type": "log", "dtick": 1} if log else {"rangemode": "tozero"}))
     return figure
 
 
@@ -198,8 +203,8 @@ def rare_gradients(every: Sequence[int], moved: Mapping[str, Tensor]) -> go.Figu
             hovertemplate=f"{name}<br>every %{{x}} steps: %{{y:.3g}}<extra></extra>",
         )  # fmt: skip
     figure.update_layout(title="Adam: the rarer a gradient, the farther it moves its weight", height=420, legend=BELOW)
-    figure.update_xaxes(title_text="steps from one gradient to the next", type="log")
-    figure.update_yaxes(title_text="distance for one gradient (learning rates)", type="log")
+    figure.update_xaxes(title_text="steps from one gradient to the next", type="log", dtick=1)
+    figure.update_yaxes(title_text="distance for one gradient (learning rates)", type="log", dtick=1)
     return figure
 
 
@@ -244,8 +249,8 @@ def noise(tokens: Tensor, values: Tensor, dense_tokens: Sequence[int], dense: Se
         "<sup>dotted: as much noise as signal; a line for each expert, a mark for each batch size</sup>",
         height=470, margin_t=90, legend={"title": "expert"},
     )  # fmt: skip
-    figure.update_xaxes(title_text="tokens of the expert in a batch", type="log")
-    figure.update_yaxes(title_text="noise / signal of its gradient", type="log")
+    figure.update_xaxes(title_text="tokens of the expert in a batch", type="log", dtick=1)
+    figure.update_yaxes(title_text="noise / signal of its gradient", type="log", dtick=1)
     return figure
 
 

@@ -7,7 +7,7 @@ from moe_course.training.domains import Corpus, Domain, encode_domains, evaluate
 from moe_course.training.language_model import LanguageModelLoss, language_model_loss
 from moe_course.training.loop import Curve, train
 from moe_course.training.monitor import ExpertMonitor, LayerLoad
-from moe_course.training.step_profile import Cost, profile_step
+from moe_course.training.step_profile import Cost, profile_step, profile_steps
 from moe_course.training.tokenizer import BPETokenizer, ByteTokenizer, train_bpe
 from moe_course.training.trainer import History, Trainer, rise_and_fall
 
@@ -33,6 +33,7 @@ __all__ = [
     "evaluate_domains",
     "language_model_loss",
     "profile_step",
+    "profile_steps",
     "python_docs",
     "rise_and_fall",
     "saved_for_backward",

@@ -6,8 +6,8 @@ profiler gives both the same sequence number.
 """
 
 import os
-from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -17,7 +17,7 @@ from torch.profiler import ProfilerActivity, profile, record_function
 
 from moe_course.layers import DenseFFN, Experts, Router
 
-PART, STEP = "part: ", "step: "  # names of the ranges set here
+PART = "part: "  # begins the names of the ranges set here
 PRODUCTS = {"mm", "addmm", "bmm", "baddbmm", "_grouped_mm"}
 MOVES = {"index_select", "index_add_", "index_add", "index", "gather", "scatter", "scatter_add", "sort", "argsort",
          "bincount", "cumsum", "_index_put_impl_", "index_put_", "index_copy_"}  # fmt: skip
@@ -42,29 +42,46 @@ class Cost(NamedTuple):
 
 
 def profile_step(step: Callable[[], Any], model: nn.Module, *, repeats: int = 5) -> list[Cost]:
-    """Time a training step on the CPU, by part, phase and kind.
+    """Time a training step on the CPU, by part, phase and kind; see `profile_steps`."""
+    return profile_steps({"": (step, model)}, repeats=repeats)[""]
+
+
+def profile_steps(
+    steps: Mapping[str, tuple[Callable[[], Any], nn.Module]], *, repeats: int = 5
+) -> dict[str, list[Cost]]:
+    """Time the training steps of several models on the CPU, in turn, by part, phase and kind.
 
     Args:
-        step: forward pass, backward pass and update; it is run once before anything is measured.
-        model: whose modules are the parts.
-        repeats: steps measured. Of each kind of operation the least time counts: others use the machine as well.
+        steps: for each name a step, which is forward pass, backward pass and update, and the model whose modules are
+            the parts. Each is run once before anything is measured.
+        repeats: rounds. Of each operation the least time counts: others use the machine as well.
 
     Returns:
-        A row for each part, phase and kind. Python code between the modules is in none of them.
+        For each name a row for each part, phase and kind. Python code between the modules is in none of them.
     """
     os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # or the profiler says on stderr that it starts and stops
-    step()
-    with _marks(model), profile(activities=[ProfilerActivity.CPU]) as profiler:
-        for repeat in range(repeats):
-            with record_function(f"{STEP}{repeat}"):
+    least: dict[str, dict[tuple[str, ...], float]] = {name: {} for name in steps}
+    for step, _ in steps.values():
+        step()
+    for _ in range(repeats):
+        for name, (step, model) in steps.items():
+            with _marks(model), profile(activities=[ProfilerActivity.CPU]) as profiler:
                 step()
-    times: defaultdict[tuple[str, ...], dict[str, float]] = defaultdict(lambda: defaultdict(float))
-    for repeat_name, part, phase, event in _charged(profiler.events()):
-        times[part, phase, _kind(event), event.name][repeat_name] += event.self_cpu_time_total / 1000
-    costs: defaultdict[tuple[str, ...], float] = defaultdict(float)
-    for (part, phase, kind, _), of_step in times.items():
-        costs[part, phase, kind] += min(of_step.values())
-    return [Cost(part, phase, kind, costs[part, phase, kind]) for part, phase, kind in sorted(costs)]
+            met: Counter[tuple[str, ...]] = Counter()
+            for part, phase, event in _charged(profiler.events()):
+                operation = (part, phase, _kind(event), event.name)
+                key = (*operation, str(met[operation]))  # the same operation of every round, as far as they agree
+                met[operation] += 1
+                milliseconds = event.self_cpu_time_total / 1000
+                least[name][key] = min(milliseconds, least[name].get(key, milliseconds))
+    return {name: _summed(of_name) for name, of_name in least.items()}
+
+
+def _summed(times: Mapping[tuple[str, ...], float]) -> list[Cost]:
+    costs: defaultdict[tuple[str, str, str], float] = defaultdict(float)
+    for (part, phase, kind, *_), milliseconds in times.items():
+        costs[part, phase, kind] += milliseconds
+    return [Cost(*key, milliseconds) for key, milliseconds in sorted(costs.items())]
 
 
 def part_of(module: nn.Module) -> str | None:
@@ -100,26 +117,24 @@ def _marks(model: nn.Module) -> Iterator[None]:
             handle.remove()
 
 
-def _charged(events: list[FunctionEvent]) -> Iterator[tuple[str, str, str, FunctionEvent]]:
-    """(step, part, phase, event) of every event within a step."""
+def _charged(events: list[FunctionEvent]) -> Iterator[tuple[str, str, FunctionEvent]]:
+    """(part, phase, event) of every event."""
     maker: dict[int, str] = {}  # the part that made an autograd node, by its sequence number
     for event in sorted(events, key=lambda event: event.time_range.start):
         chain = list(_ancestors(event))
         names = [each.name for each in chain]
-        step = next((name for name in names if name.startswith(STEP)), None)
         part = next((name.removeprefix(PART) for name in names if name.startswith(PART)), None)
         node = next((each for each in chain if each.name.startswith(NODE)), None)
-        if step is None or event.name == step:
-            continue
         if any(name.startswith("Optimizer.") for name in names):
-            yield step, "optimizer", "update", event
+            yield "optimizer", "update", event
         elif node is not None:
             # A part inside a node is activation checkpointing at work, which computes it again.
-            yield step, part or maker.get(node.sequence_nr, REST), "backward", event
+            yield part or maker.get(node.sequence_nr, REST), "backward", event
         else:
             # Every operation peeks at the number of the next node; the last one that sees it makes the node.
-            maker[event.sequence_nr] = part or REST
-            yield step, part or REST, "forward", event
+            if event.sequence_nr >= 0:
+                maker[event.sequence_nr] = part or REST
+            yield part or REST, "forward", event
 
 
 def _ancestors(event: FunctionEvent) -> Iterator[FunctionEvent]:

@@ -177,7 +177,7 @@ class Trainer:
         for step in range(1, state["step"] + 1):
             self._next(batches, step)
         torch.set_rng_state(state["generator"])  # after the batches, which may have drawn from it
-        if state["cuda_generators"]:
+        if len(state["cuda_generators"]) == torch.cuda.device_count():
             torch.cuda.set_rng_state_all(state["cuda_generators"])
         return state["step"], state["sizes"]
 

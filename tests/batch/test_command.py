@@ -156,4 +156,4 @@ def test_a_full_disk_ends_the_batch_with_a_sentence(folder, monkeypatch):
 
     monkeypatch.setattr(os, "fsync", full)
     said = CliRunner().invoke(app, ["batch", str(folder / "sweep.toml"), "--out", str(folder / "out")])
-    assert "No space left on device" in str(said.exception)
+    assert "no space is left on the disk" in str(said.exception)

@@ -94,13 +94,12 @@ def test_fail_fast_starts_nothing_after_a_failure_and_keeps_what_was_running(bat
             first_failed.set()
             return outcome(job, "error")
         first_failed.wait(10)
-        time.sleep(0.2)
+        time.sleep(1.0)
         return outcome(job)
 
     tally = batch.go(do, fail_fast=True)
-    assert tally.failed == 1
-    assert 1 <= tally.done <= 4
-    assert 5 in batch.left
+    assert (tally.failed, tally.done) == (1, 2)  # the second's thread had the third before anybody knew
+    assert batch.left == [1, 3, 4, 5]
 
 
 def test_a_full_disk_stops_the_batch_and_the_same_command_goes_on(batch, monkeypatch):

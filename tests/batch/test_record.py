@@ -11,7 +11,7 @@ import pandas as pd
 import papermill
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from IPython.core.interactiveshell import InteractiveShell
 from IPython.utils.capture import capture_output
@@ -68,12 +68,14 @@ def same(first, second) -> bool:
     return type(first) is type(second) and first == second
 
 
+@settings(max_examples=60, deadline=None)
 @given(st.one_of(SCALARS, ARRAYS))
 def test_scalars_and_arrays_come_back_as_they_were_through_strict_json(value):
     kind, plain = to_plain("x", value)
     assert same(from_plain(kind, json.loads(json.dumps(plain, allow_nan=False))), value)
 
 
+@settings(max_examples=40, deadline=None)
 @given(TABLES)
 def test_tables_come_back_with_every_cell_in_its_column(rows):
     kind, plain = to_plain("x", rows)

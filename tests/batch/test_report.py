@@ -8,7 +8,7 @@ import re
 import statistics
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from playwright.sync_api import Page, sync_playwright
 
@@ -69,6 +69,7 @@ def test_without_repetition_the_share_is_unknown():
     assert explained([], []) is None
 
 
+@settings(max_examples=50, deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 3), st.floats(-1e6, 1e6)), min_size=1))
 def test_a_share_lies_between_0_and_1_and_ignores_order(pairs):
     groups, values = zip(*pairs, strict=True)
@@ -161,6 +162,7 @@ def page(tmp_path_factory):
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=get_chromium(), args=FLAGS)
         page = browser.new_page(color_scheme="dark")
+        page.set_default_timeout(120_000)  # ms; a busy machine takes its time over 5 MB of plotly.js
         page.complaints = []
         page.on("console", lambda message: page.complaints.append(message.text))
         page.on("pageerror", lambda error: page.complaints.append(str(error)))

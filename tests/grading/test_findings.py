@@ -49,12 +49,11 @@ def test_thousands_of_names_do_not_hold_up_a_worker():
     """Each name was looked for among all statements: 15 000 of them took a minute and a half."""
     names = [f"a{number}" for number in range(5000)]
     source = "\n".join(f"{name}=1" for name in names)
+    uses = f"def tokens_per_expert(): return {' or '.join(names)}"
     began = time.process_time()
-    answer = Program(read_notebook(notebook(source, f"def tokens_per_expert(): return {' or '.join(names)}"))).answer(
-        COUNTS
-    )
-    assert len(answer.cells[0]["statements"]) == 8000
-    assert time.monotonic() - began < 12
+    answer = Program(read_notebook(notebook(source, uses))).answer(COUNTS)
+    assert len(answer.cells[0]["statements"]) == len(names)
+    assert time.process_time() - began < 3
 
 
 def test_code_too_deep_for_the_reader_is_that_cells_problem(monkeypatch):

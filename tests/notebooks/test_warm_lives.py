@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from moe_course.notebooks.warm import NAME, PLAIN, client, is_warm
+from moe_course.notebooks.warm import NAME, PLAIN, client, is_warm, order
 from tests.notebooks.warm import LIGHT, alive, environment, eventually, is_fork_server, kernel, parent
 
 
@@ -169,7 +169,8 @@ def test_a_changed_package_is_imported_anew_and_kernels_of_the_old_one_live_on(t
     package = tmp_path / "moe_course"
     package.mkdir()
     (package / "layer.py").write_text("x = 1")
-    monkeypatch.setattr(client, "PACKAGE", package)
+    for module in (client, order):
+        monkeypatch.setattr(module, "PACKAGE", package)
     with kernel(cwd=tmp_path) as old, kernel(cwd=tmp_path) as same:
         (package / "layer.py").write_text("x = 2")
         with kernel(cwd=tmp_path) as new:

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from moe_course.layers import DenseFFN, MoELayer, MoETransformer, TransformerConfig
-from moe_course.training import checkpoint_experts, language_model_loss, profile_step
+from moe_course.training import checkpoint_experts, language_model_loss, profile_step, profile_steps
 
 
 class Slow(torch.autograd.Function):
@@ -73,6 +73,23 @@ def test_parts_and_kinds_of_a_transformer(checkpointed):
     kinds = {row.kind for row in rows if row.part == "experts" and row.phase == "backward"}
     assert kinds == {"matrix products", "moving tokens", "other"}
     assert len(model.blocks[0].ffn.router._forward_hooks) == before
+
+
+def test_models_take_turns_and_the_least_time_counts():
+    order = []
+
+    def step(name):
+        def run():
+            order.append(name)
+            Slow.apply(torch.ones(1))
+
+        return run
+
+    costs = profile_steps({name: (step(name), nn.Identity()) for name in "ab"}, repeats=2)
+    assert order == ["a", "b", "a", "b", "a", "b"]
+    for rows in costs.values():
+        assert {(row.part, row.phase) for row in rows} == {("the rest", "forward")}
+        assert 100 <= sum(row.milliseconds for row in rows) < 200
 
 
 def test_hooks_are_gone_after_an_error():

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from moe_course.training import ByteTokenizer, train_bpe
@@ -12,6 +12,7 @@ BPE = train_bpe(TEXTS, 300)
 
 
 @pytest.mark.parametrize("tokenizer", [ByteTokenizer(), BPE], ids=["bytes", "bpe"])
+@settings(max_examples=60)
 @given(text=st.text())
 def test_round_trip(tokenizer, text):
     ids = tokenizer.encode(text)
