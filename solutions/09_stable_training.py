@@ -797,7 +797,7 @@ show(figures.memory(megabytes, top_k * TOKENS * HIDDEN * 4 / 1e6))
 # %% tags=["hide-input"]
 quiz(
     Question(
-        "Two weights get gradients of the same size, one in each step, the other in every 100th. How far does *one* "
+        "Two weights get gradients of the same size, one in each step, the other in every 100th. How far does one "
         "gradient move the second weight, compared to the first?",
         ["The same distance", "About 10 times as far", "About 100 times as far"],
         1,
@@ -1090,9 +1090,9 @@ record(saturation=[{"run": name, "halfway": v[len(points) // 2 - 1].mean().item(
 show(figures.over_training(curves, "A router settles early if the rate lets it", "share of the final choices", points, band=False))
 
 # %% [markdown]
-# **What just happened.** Within the first eighth of training the routers have taken three quarters of their final choices
-# and more. What comes later is mostly experts learning for tokens that are theirs by then. So what happens early, a bad
-# start or a collapse, stays. With warm-up they settle later: less has been learnt by then.
+# **What just happened.** After an eighth of the training the routers have made seven to nine tenths of their final choices.
+# What comes later is mostly experts learning for tokens that are theirs by then. So what happens early, a bad start or a
+# collapse, stays. With warm-up they settle later: less has been learnt by then.
 #
 # Read the end of such a curve with care. It compares with the last checkpoint, so it *ends* at 100 % by definition, and
 # with a cosine to 0 nothing moves near the end.
@@ -1112,7 +1112,7 @@ shapes = {
     "MoE, 2 of 8, F = 256": {"num_experts": 8, "top_k": 2, "d_ff_expert": 256},
     "MoE, 8 of 32, F = 64": {"num_experts": 32, "top_k": 8, "d_ff_expert": 64},
 }
-ids = torch.cat([by_domain(8, torch.Generator().manual_seed(seed + i)) for i in range(2)])  # 16 × 64 tokens
+ids = by_domain(8, torch.Generator().manual_seed(seed))  # 8 × 64 tokens
 one_step = {}
 for name, shape in shapes.items():
     torch.manual_seed(seed)
@@ -1126,7 +1126,7 @@ for name, shape in shapes.items():
 
     one_step[name] = (step, model)
 
-costs = profile_steps(one_step, repeats=4)
+costs = profile_steps(one_step, repeats=5)  # in turn; of each operation the least time counts
 
 # %%
 def by_part(rows: list) -> dict[str, float]:
@@ -1148,10 +1148,12 @@ record(step_against_dense=[sum(of_model.values()) / whole_step for of_model in p
 show(figures.step_costs(parts))
 
 # %% [markdown]
-# **What just happened.** All three do the same FLOPs, and do not take the same time. Matrix products are the largest part
-# in each. What the MoE adds is around them: activations and buffers handled in many small pieces ("other"), tokens
-# moved to experts and back, and a few per cent for the router. It grows with the number of experts a token. Expect your
-# own numbers to differ.
+# **What just happened.** All three do the same FLOPs. For a dense model that is matrix products for the most part. An MoE has
+# work around them: activations and buffers handled in many small pieces ("other"), tokens moved to experts and back, and
+# a few per cent for the router. It grows with the number of experts a token.
+#
+# These are times on a clock. If something else keeps your machine busy, its slices of time are in the bars, in the longest
+# operations first: look again when it is quiet.
 #
 # On a GPU the picture shifts, and with experts on several GPUs there is a new part, communication. So profile *your*
 # step before you improve it.

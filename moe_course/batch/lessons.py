@@ -16,7 +16,10 @@ from moe_course.batch.parameters import Parameter, read_parameters
 
 PACKAGE = Path(moe_course.__file__).parent
 # The parts of the package that a notebook can depend on. The grader and the commands are none of them.
-USED_BY_NOTEBOOKS = ("layers", "kernels", "exercises", "figures", "training", "interop.py", "batch/record.py")
+USED_BY_NOTEBOOKS = (
+    *("__init__.py", "interop.py", "batch/record.py", "batch/plain.py"),
+    *("layers", "kernels", "exercises", "figures", "training"),
+)
 
 
 class LessonError(Exception):

@@ -135,7 +135,7 @@ def _overview(lesson: Swept) -> str:
     """Which number varies with which parameter, as a table whose cells lead to the plots."""
     rows = []
     for place, (name, shares) in enumerate(lesson.numbers.items()):
-        cells = "".join(_share(place, parameter, share) for parameter, share in shares.items())
+        cells = "".join(_share(place, parameter, shares[parameter]) for parameter in lesson.parameters)
         rows.append(f"<tr><td><code>{text(name)}</code></td><td>{_range(lesson, name)}</td>{cells}</tr>")
     heads = "".join(f"<th class='number'>{text(name)}</th>" for name in lesson.parameters)
     runs = f"{len(lesson.rows)} run{'' if len(lesson.rows) == 1 else 's'}"

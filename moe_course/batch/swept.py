@@ -12,7 +12,7 @@ from moe_course.batch.results import DONE
 
 SEED = "seed"
 UNSET = "default"  # a run that leaves a parameter out takes the notebook's own value
-CROWDED = 0.04  # of an axis: ticks that stand closer run into each other
+CROWDED = 0.08  # of an axis: ticks that stand closer run into each other
 
 
 @dataclass(frozen=True)

@@ -165,6 +165,8 @@ def _tell(
     left = tally.total - tally.done - tally.failed
     if not quiet:
         console.print(f"{tally.done} done, {tally.failed} failed, {left} left, in {spell(seconds)}.")
+    if tally.done and _package_changed(plan):
+        console.print("moe_course changed while the batch ran; the same command repeats the runs with what it is now.")
     if tally.failed:
         console.print("The report lists what failed, with cell and traceback; the same command tries it again.")
     if left:
@@ -172,6 +174,13 @@ def _tell(
         console.print(f"[bold]{what}[/] What is done is kept. Run the same command to go on.")
     if report is not None and not quiet:
         console.print(f"Open {report}; the table is {out / 'results.csv'}.", markup=False)
+
+
+def _package_changed(plan: "Plan") -> bool:
+    from moe_course.batch.lessons import package_digest
+
+    uses_it = any("moe_course" in lesson.packages for lesson in plan.lessons.values())
+    return uses_it and package_digest.__wrapped__() != package_digest()
 
 
 def _show(plan: "Plan", out: Path | None, jobs: int | None, console: "Console") -> None:

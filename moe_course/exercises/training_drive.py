@@ -70,7 +70,10 @@ def call_checkpointed(entry: Callable[..., Any], inputs: dict[str, Any]) -> dict
 
     torch.manual_seed(0)
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        out, expert_ids = entry(x, router, experts)
+        returned = entry(x, router, experts)
+        if not isinstance(returned, tuple) or len(returned) != 2:
+            raise ValueError("return two tensors, the output and expert_ids: `return out, expert_ids`")
+        out, expert_ids = returned
     if out.requires_grad:
         torch.autograd.backward(out, torch.linspace(-1, 1, out.numel()).to(out.dtype).view_as(out))
     found = {name: tensor.grad for name, tensor in tensors.items() if tensor.requires_grad}

@@ -13,6 +13,7 @@ SYMBOLS = ("circle", "square", "diamond", "triangle-up", "x", "star")
 DASHES = ("solid", "dash", "dot", "dashdot", "longdash", "longdashdot")
 PADDED = "rgba(128, 128, 128, 0.25)"
 DROPPED = "rgba(217, 96, 13, 0.25)"
+TICKS = tuple(digit * 10.0**power for power in range(-2, 4) for digit in (1, 2, 5))  # of a logarithmic axis
 MOST_CROSSES = 40  # rows that leave room for a cross in each cell
 
 
@@ -45,7 +46,7 @@ def slot_picture(used: Tensor, padded: Tensor, dropped: Tensor) -> go.Figure:
     )
     figure.update_xaxes(title_text="expert", dtick=1, showgrid=False, zeroline=False, range=[-0.5, num_experts - 0.5])
     figure.update_yaxes(
-        title_text=f"choices in the queue (capacity {capacity})", showgrid=False, zeroline=False,
+        title_text=f"place in the queue (capacity {capacity})", showgrid=False, zeroline=False,
         range=[-0.5, rows - 0.5], nticks=8,
     )  # fmt: skip
     return figure
@@ -98,7 +99,7 @@ def drops_and_padding(
         for col, values in ((1, dropped[name]), (2, padded[name])):
             figure.add_scatter(
                 x=list(factors), y=(100 * values).tolist(), name=name, legendgroup=name, showlegend=col == 1,
-                mode="lines", line={"color": PALETTE[i], "dash": DASHES[i], "width": 2.5},
+                mode="lines", line={"color": PALETTE[i], "dash": DASHES[i], "width": 2.5, "shape": "vh"},
                 hovertemplate=f"{name}<br>factor %{{x}}: %{{y:.2f}} %<extra></extra>", row=1, col=col,
             )  # fmt: skip
     figure.update_layout(
@@ -160,7 +161,7 @@ def cost(milliseconds: Mapping[str, Mapping[int, float]], subtitle: str) -> go.F
         legend={"orientation": "h", "y": -0.22, "x": 0},
     )
     figure.update_xaxes(type="log", title_text="tokens T", tickvals=counts, ticktext=[str(count) for count in counts])
-    figure.update_yaxes(type="log", title_text="forward pass (ms)")
+    figure.update_yaxes(type="log", title_text="forward pass (ms)", tickvals=TICKS, ticktext=[f"{t:g}" for t in TICKS])
     return figure
 
 
@@ -187,7 +188,7 @@ def evaluation(labels: Sequence[str], losses: Mapping[str, Tensor]) -> go.Figure
         f"<sup>means and standard deviations over {num_seeds} seeds; the same held-out text for all</sup>",
         height=480,
         margin_t=90,
-        legend={"orientation": "h", "y": -0.2, "x": 0, "title": "trained with"},
+        legend={"orientation": "h", "y": -0.2, "x": 0, "title": {"text": "trained with", "font": {"size": 13}}},
     )
     figure.update_xaxes(
         title_text="capacity factor in evaluation", tickvals=list(range(len(labels))), ticktext=list(labels)
@@ -205,7 +206,7 @@ def _add_cells(figure: go.Figure, where: Tensor, colours: list[str], what: str, 
         z=[[e if there else None for e, there in enumerate(row)] for row in where.tolist()],
         colorscale=scale if num_experts > 1 else [[0, colours[0]], [1, colours[0]]],
         zmin=0, zmax=steps, showscale=False, xgap=4, ygap=2 if rows <= MOST_CROSSES else 0.5, hoverongaps=False,
-        text=[["×" if cross else ""] * num_experts] * rows, texttemplate="%{text}",
+        text=[["×" if cross and there else "" for there in row] for row in where.tolist()], texttemplate="%{text}",
         textfont={"color": VERMILLION, "size": 13},
         hovertemplate=f"expert %{{x}}, place %{{y}}: {what}<extra></extra>",
     )  # fmt: skip

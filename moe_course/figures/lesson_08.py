@@ -62,8 +62,7 @@ def hybrid(parts: Mapping[str, float], moe_blocks: Sequence[int], num_layers: in
         title: what to learn from it.
     """
     figure = make_subplots(
-        rows=2, row_heights=[0.16, 0.84], vertical_spacing=0.2,
-        subplot_titles=["blocks, the first on the left", "parameters (billions)"],
+        rows=2, row_heights=[0.16, 0.84], vertical_spacing=0.22,
     )  # fmt: skip
     for name, blocks, colour in (
         ("MoE layer", list(moe_blocks), ORANGE),
@@ -84,26 +83,31 @@ def hybrid(parts: Mapping[str, float], moe_blocks: Sequence[int], num_layers: in
     figure.update_layout(
         title=title, barmode="stack", height=480, margin_t=100, legend={"orientation": "h", "y": -0.2, "x": 0}
     )
-    figure.update_annotations(font_size=14)
-    figure.update_xaxes(title_text="block", range=[-0.8, num_layers - 0.2], showgrid=False, row=1, col=1)
+    figure.update_xaxes(
+        title_text="block (orange: experts, blue: dense FFN)",
+        range=[-0.8, num_layers - 0.2],
+        showgrid=False,
+        row=1,
+        col=1,
+    )
     figure.update_yaxes(visible=False, row=1, col=1)
     figure.update_xaxes(title_text="parameters (billions)", gridcolor=FAINT, row=2, col=1)
-    figure.update_yaxes(title_text="count", autorange="reversed", row=2, col=1)
+    figure.update_yaxes(title_text="parameters", autorange="reversed", row=2, col=1)
     return figure
 
 
-def training(steps: Sequence[int], losses: Mapping[str, Tensor], seconds: Mapping[str, float]) -> go.Figure:
+def training(steps: Sequence[int], losses: Mapping[str, Tensor], pace: Mapping[str, float]) -> go.Figure:
     """Held-out loss by step and by time: means over seeds, with bars from the lowest to the highest.
 
     Args:
         steps: at which the loss was measured; the last is the end.
         losses: (seeds, points), by model.
-        seconds: CPU time of a whole run, by model.
+        pace: time of one step, in steps of the dense model, by model.
     """
     figure = make_subplots(cols=2, horizontal_spacing=0.08, subplot_titles=["by step", "by time"], shared_yaxes=True)
     for i, (name, runs) in enumerate(losses.items()):
         mean = runs.mean(0)
-        for col, scale in ((1, 1.0), (2, seconds[name] / steps[-1])):
+        for col, scale in ((1, 1.0), (2, pace[name])):
             figure.add_scatter(
                 x=[step * scale for step in steps], y=mean.tolist(), mode="lines+markers", name=name, legendgroup=name,
                 showlegend=col == 1, line={"color": COLOURS[i], "dash": DASHES[i], "width": 2},
@@ -112,7 +116,7 @@ def training(steps: Sequence[int], losses: Mapping[str, Tensor], seconds: Mappin
                     "type": "data", "symmetric": False, "array": (runs.amax(0) - mean).tolist(),
                     "arrayminus": (mean - runs.amin(0)).tolist(), "thickness": 1.2, "width": 4, "color": COLOURS[i],
                 },
-                hovertemplate=f"{name}, {'step %{x}' if col == 1 else '%{x:.1f} s'}: %{{y:.3f}}<extra></extra>",
+                hovertemplate=f"{name}, {('step', 'time')[col - 1]} %{{x:.0f}}: %{{y:.3f}}<extra></extra>",
                 row=1, col=col,
             )  # fmt: skip
     figure.update_layout(
@@ -124,7 +128,7 @@ def training(steps: Sequence[int], losses: Mapping[str, Tensor], seconds: Mappin
     )
     figure.update_annotations(font_size=14)
     figure.update_xaxes(title_text="step", rangemode="tozero", row=1, col=1)
-    figure.update_xaxes(title_text="CPU time (s)", rangemode="tozero", row=1, col=2)
+    figure.update_xaxes(title_text="time (in steps of the dense model)", rangemode="tozero", row=1, col=2)
     figure.update_yaxes(gridcolor=FAINT)
     figure.update_yaxes(title_text="loss (nats a byte)", row=1, col=1)
     return figure
@@ -184,38 +188,39 @@ def experts_by_token(shares: Mapping[str, Tensor], tokens: Sequence[str]) -> go.
         margin_t=110,
     )
     figure.update_annotations(font_size=14)
-    figure.update_xaxes(type="category", tickangle=0, tickfont={"size": 12, "family": "monospace"}, showgrid=False)
+    figure.update_xaxes(
+        type="category", dtick=1, tickangle=0, tickfont={"size": 12, "family": "monospace"}, showgrid=False
+    )
     figure.update_xaxes(title_text="byte", row=len(shares), col=1)
     figure.update_yaxes(title_text="expert", dtick=1, autorange="reversed", showgrid=False)
     return figure
 
 
 def chance(observed: Mapping[str, float], shuffled: Mapping[str, Tensor]) -> go.Figure:
-    """What random labels tell about the experts, as a histogram, and what the true ones tell, as a line.
+    """What labels in random order tell about the experts, a mark for each order, and what the true ones tell.
 
     Args:
-        observed: mutual information of the true labels, in nats, by model.
-        shuffled: that of each random order, (R,), by model.
+        observed: mutual information of the true labels, in nats, by what was tested.
+        shuffled: that of each random order, (R,), likewise.
     """
-    figure = make_subplots(rows=len(observed), subplot_titles=list(observed), shared_xaxes=True, vertical_spacing=0.16)
-    for row, (name, value) in enumerate(observed.items(), 1):
-        figure.add_histogram(
-            x=(1000 * shuffled[name]).tolist(), nbinsx=30, name="labels in random order", marker={"color": GREY},
-            showlegend=row == 1, hovertemplate="%{x} millinats: %{y} orders<extra></extra>", row=row, col=1,
-        )  # fmt: skip
-        figure.add_scatter(
-            x=[1000 * value] * 2, y=[0, len(shuffled[name]) / 6], mode="lines", name="true labels", showlegend=row == 1,
-            line={"color": VERMILLION, "width": 4}, hovertemplate="%{x:.1f} millinats<extra></extra>", row=row, col=1,
-        )  # fmt: skip
+    names = list(observed)
+    figure = go.Figure()
+    figure.add_scatter(
+        x=[1000 * value for name in names for value in shuffled[name].tolist()],
+        y=[name for name in names for _ in shuffled[name]], mode="markers", name="labels in random order",
+        marker={"symbol": "line-ns", "size": 14, "line": {"color": GREY, "width": 1}, "opacity": 0.5},
+        hovertemplate="%{y}<br>random order: %{x:.1f}<extra></extra>",
+    )  # fmt: skip
+    figure.add_scatter(
+        x=[1000 * observed[name] for name in names], y=names, mode="markers", name="true labels",
+        marker={"symbol": "diamond", "size": 13, "color": VERMILLION},
+        hovertemplate="%{y}<br>true labels: %{x:.1f}<extra></extra>",
+    )  # fmt: skip
     figure.update_layout(
         title="What an expert tells about the domain, and what chance would",
-        height=140 + 150 * len(observed),
-        margin_t=90,
-        legend={"orientation": "h", "y": -0.25, "x": 0},
-        bargap=0.02,
+        height=200 + 44 * len(names),
+        legend={"orientation": "h", "y": -0.3, "x": 0},
     )
-    figure.update_annotations(font_size=14)
-    figure.update_xaxes(rangemode="tozero")
-    figure.update_xaxes(title_text="mutual information (thousandths of a nat)", row=len(observed), col=1)
-    figure.update_yaxes(title_text="orders", showgrid=False)
+    figure.update_xaxes(title_text="mutual information (thousandths of a nat)", rangemode="tozero")
+    figure.update_yaxes(title_text="block and model", autorange="reversed", showgrid=False)
     return figure

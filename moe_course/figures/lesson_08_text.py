@@ -64,30 +64,25 @@ def hover_text(
         num_experts: number of experts E.
         prompt: how many tokens of each text were given, not written by the model.
     """
-    places = [(line, t) for line, tokens in enumerate(texts.values()) for t in range(len(tokens))]
-    tokens = [token for line in texts.values() for token in line]
-    columns, lines = [t for _, t in places], [line for line, _ in places]
-    hover = [_hover(line, t, token, routings, prompt) for (line, t), token in zip(places, tokens, strict=True)]
+    lines = list(texts.values())
+    shown = [[_shown(token) for token in tokens] for tokens in lines]
+    hover = [
+        [_hover(line, place, routings, prompt) for place in range(len(tokens))] for line, tokens in enumerate(lines)
+    ]
     figure = go.Figure()
     for number, (ids, _) in enumerate(routings.values()):
-        figure.add_scatter(
-            x=columns, y=lines, mode="markers", customdata=hover, visible=number == 0, showlegend=False,
-            marker={
-                "symbol": "square", "size": 17, "opacity": 0.55,
-                "color": [expert_colour(e, num_experts) for e in ids[..., 0].flatten().tolist()],
-            },
-            hovertemplate="%{customdata}<extra></extra>",
+        figure.add_heatmap(
+            z=ids[..., 0].tolist(), zmin=-0.5, zmax=num_experts - 0.5, colorscale=_steps(num_experts), showscale=False,
+            text=shown, texttemplate="%{text}", textfont={"family": "monospace", "size": 14, "color": "#000000"},
+            customdata=hover, hovertemplate="<b>%{text}</b> %{customdata}<extra></extra>", ygap=8,
+            visible=number == 0,
         )  # fmt: skip
-    figure.add_scatter(
-        x=columns, y=lines, mode="text", text=[_shown(token) for token in tokens], hoverinfo="skip", showlegend=False,
-        textfont={"family": "monospace", "size": 14, "color": INK},
-    )  # fmt: skip
     for e in range(num_experts):
         figure.add_scatter(
             x=[None], y=[None], mode="markers", name=str(e),
-            marker={"symbol": "square", "size": 14, "color": expert_colour(e, num_experts), "opacity": 0.55},
+            marker={"symbol": "square", "size": 14, "color": expert_colour(e, num_experts)},
         )  # fmt: skip
-    always = [True] * (1 + num_experts)
+    always = [True] * num_experts
     buttons = [
         {"label": name, "method": "update", "args": [{"visible": [i == n for i in range(len(routings))] + always}]}
         for n, name in enumerate(routings)
@@ -102,7 +97,7 @@ def hover_text(
         updatemenus=[_menu(buttons)],
     )
     figure.update_xaxes(
-        title_text="place in the text", range=[-0.8, max(columns) + 0.8], showgrid=False, zeroline=False
+        title_text="place in the text", range=[-0.7, max(map(len, lines)) - 0.3], showgrid=False, zeroline=False
     )
     figure.update_yaxes(
         title_text="text", tickvals=list(range(len(texts))), ticktext=list(texts), range=[len(texts) - 0.4, -0.6],
@@ -119,9 +114,13 @@ def _menu(buttons: list[dict]) -> dict:
     }  # fmt: skip
 
 
-def _hover(line: int, place: int, token: str, routings: Mapping[str, tuple[Tensor, Tensor]], prompt: int) -> str:
-    head = f"<b>{_shown(token)}</b>, place {place}" + (" (prompt)" if place < prompt else "")
-    rows = [head]
+def _steps(num_experts: int) -> list[list]:
+    """A colour scale of one flat step for each expert."""
+    return [[end / num_experts, expert_colour(e, num_experts)] for e in range(num_experts) for end in (e, e + 1)]
+
+
+def _hover(line: int, place: int, routings: Mapping[str, tuple[Tensor, Tensor]], prompt: int) -> str:
+    rows = [f"at place {place}" + (", prompt" if place < prompt else "")]
     for name, (ids, weights) in routings.items():
         chosen = zip(ids[line, place].tolist(), weights[line, place].tolist(), strict=True)
         rows.append(f"{name}: " + ", ".join(f"expert {e} · {w:.2f}" for e, w in chosen))

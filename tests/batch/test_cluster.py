@@ -42,7 +42,16 @@ def cluster(tmp_path_factory):
 
         launch("dask_scheduler", "--host", "127.0.0.1", "--port", "0", "--no-dashboard", "--scheduler-file", "s.json")
         wait_for((folder / "s.json").exists)
-        options = ("--scheduler-file", "s.json", "--nthreads", "1", "--no-nanny", "--no-dashboard")
+        options = (
+            "--scheduler-file",
+            "s.json",
+            "--nthreads",
+            "1",
+            "--no-nanny",
+            "--no-dashboard",
+            "--local-directory",
+            ".",
+        )
         workers = [launch("dask_worker", *options) for _ in range(2)]
         address = next(
             word.strip('",') for word in (folder / "s.json").read_text().split() if word.startswith('"tcp://127')

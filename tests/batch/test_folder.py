@@ -76,7 +76,8 @@ def test_a_full_disk_leaves_no_trace_of_what_did_not_fit(batch, plan, monkeypatc
     first, second = plan.runs
     batch.save(*row_and_notebook(first))
 
-    def full(_):
+    def full(handle):
+        os.ftruncate(handle, 20)
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(os, "fsync", full)

@@ -11,6 +11,7 @@ from moe_course.batch.executors import executor
 from moe_course.batch.folder import Folder
 from moe_course.batch.plan import estimate
 from moe_course.batch.work import Outcome
+from moe_course.commands.batch import _package_changed
 from tests.batch.notebooks import PARAMETERS, plan_of, write_notebook
 
 GRID = "[grid]\nx = [1, 2]\n"
@@ -94,3 +95,12 @@ def test_ten_thousand_runs_are_planned_and_start_within_seconds(folder):
     assert tally.total == 10_000
     assert 1 <= tally.failed <= 4  # those that were handed out before the first had failed
     assert time.process_time() - start < 5
+
+
+def test_code_that_changes_during_a_batch_is_noticed(folder, monkeypatch):
+    before = lessons.package_digest()
+    user, plain = (plan_of(folder, f'lessons = ["{name}.ipynb"]') for name in ("small", "plain"))
+    assert not _package_changed(user)
+    monkeypatch.setattr(lessons.Path, "read_bytes", lambda path: b"edited")
+    assert lessons.package_digest() == before
+    assert (_package_changed(user), _package_changed(plain)) == (True, False)

@@ -83,6 +83,8 @@ def test_a_share_lies_between_0_and_1_and_ignores_order(pairs):
     ("values", "wanted"),
     [
         ([4, 8, 16], "linear"),
+        ([4, 8, 16, 32, 64], "log"),
+        ([0, 0.05, 0.2, 0.8], "even"),
         ([0.001, 0.01, 0.1, 1], "log"),
         ([0, 0.01, 0.1, 1], "even"),
         ([-1, 0, 1], "linear"),
@@ -112,6 +114,17 @@ def test_the_page_needs_nothing_but_itself():
     assert page.count("var Plotly=") == 1
     assert not re.search(r"<(script|link|img|iframe)[^>]*(src|href)\s*=", page)
     assert "default-src 'none'" in page
+
+
+def test_the_overview_has_each_share_below_its_parameter():
+    rows = [row | {"path": None, "parameters": dict(reversed(row["parameters"].items()))} for row in grid()]
+    [overview] = re.findall(r"<div class='wide overview'>.*?</table>", report_page(rows, {}, ""))
+    heads = re.findall(r"<th class='number'>(\w+)</th>", overview)
+    assert heads[0] == "alpha"
+    lines = re.findall(r"<tr><td><code>(\w+)</code>(.*?)</tr>", overview)
+    assert all(re.findall(r"data-x='(\w+)'", line) == heads for _, line in lines)
+    first = {name: re.findall(r">(\d+)%<", line)[0] for name, line in lines}
+    assert int(first["share"]) > 90 > 10 > int(first["experts_used"])
 
 
 def test_nothing_of_a_run_can_change_the_page(tmp_path):

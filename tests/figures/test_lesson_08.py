@@ -18,7 +18,7 @@ TEXTS = {"prose": ["a", "<", "\n"], "json": ["{", " ", "é"]}
 FIGURES = {
     "scores_by_position": figures.scores_by_position(torch.eye(4)),
     "hybrid": figures.hybrid(PARTS, [1, 3], 4, "a hybrid"),
-    "training": figures.training([10, 20], LOSSES, {"dense": 4.0, "MoE": 6.0}),
+    "training": figures.training([10, 20], LOSSES, {"dense": 1.0, "MoE": 1.5}),
     "experts_by_domain": figures.experts_by_domain(SHARES, ["prose", "json"]),
     "experts_by_token": figures.experts_by_token(SHARES, ["a", "␣"]),
     "chance": figures.chance({"block 0": 0.05}, {"block 0": torch.linspace(0, 0.01, 60)}),
@@ -47,7 +47,9 @@ def test_training_shows_means_with_bars_to_the_extremes_by_step_and_by_time() ->
     assert list(curve.y) == pytest.approx([3.1, 2.3])
     assert list(curve.error_y.array) == pytest.approx([0.1, 0.2], rel=1e-4)
     assert list(curve.error_y.arrayminus) == pytest.approx([0.1, 0.2], rel=1e-4)
-    assert list(curve.x) == [10, 20] and list(by_time.x) == [2, 4] and list(by_time.y) == list(curve.y)
+    assert list(curve.x) == [10, 20] == list(by_time.x)
+    slower = FIGURES["training"].data[3]
+    assert list(slower.x) == [15, 30] and list(slower.y) == pytest.approx([3.0, 2.1])
 
 
 def test_domains_are_percent_and_tokens_are_sorted_by_favourite() -> None:
@@ -58,14 +60,23 @@ def test_domains_are_percent_and_tokens_are_sorted_by_favourite() -> None:
 
 
 def test_hovering_shows_experts_and_weights_of_every_block() -> None:
-    first, second, text = FIGURES["hover_text"].data[:3]
-    assert "block 0: expert 1 · 0.75, expert 0 · 0.25" in first.customdata[1]
-    assert "block 1: expert 0 · 0.75, expert 1 · 0.25" in first.customdata[1]
-    assert list(first.marker.color[:2]) == [expert_colour(0, 2), expert_colour(1, 2)]
+    first, second, *legend = FIGURES["hover_text"].data
+    assert "block 0: expert 1 · 0.75, expert 0 · 0.25" in first.customdata[0][1]
+    assert "block 1: expert 0 · 0.75, expert 1 · 0.25" in first.customdata[0][1]
+    assert first.customdata[0][0].startswith("at place 0, prompt") and "prompt" not in first.customdata[0][1]
+    assert list(first.z[0]) == [0, 1, 1] and list(second.z[0]) == [1, 0, 1]
+    assert [colour for _, colour in first.colorscale] == [expert_colour(e, 2) for e in (0, 0, 1, 1)]
+    assert [mark.marker.color for mark in legend] == [expert_colour(e, 2) for e in range(2)]
     assert first.visible and not second.visible
-    assert list(text.text[:3]) == ["a", "&lt;", "⏎"]
+    assert list(first.text[0]) == ["a", "&lt;", "⏎"]
     buttons = FIGURES["hover_text"].layout.updatemenus[0].buttons
     assert list(buttons[1].args[0]["visible"][:3]) == [False, True, True]
+
+
+def test_chance_has_a_mark_for_each_order_and_one_for_the_truth() -> None:
+    orders, truth = FIGURES["chance"].data
+    assert len(orders.x) == 60 and set(orders.y) == {"block 0"} == set(truth.y)
+    assert list(truth.x) == [50] and max(orders.x) == pytest.approx(10)
 
 
 def test_coloured_text_keeps_the_text_and_colours_it_by_expert() -> None:

@@ -90,6 +90,11 @@ def _dropping(
     return wrong
 
 
+def _with_capacity_of_top_1(expert_ids: Tensor, num_experts: int, capacity_factor: float) -> Tensor:
+    capacity = expert_capacity(expert_ids.shape[1], num_experts, 1, capacity_factor)
+    return _position(expert_ids, num_experts) >= capacity
+
+
 def _queues_of_choices(expert_ids: Tensor, num_experts: int) -> Tensor:
     if not len(expert_ids):
         return expert_ids
@@ -136,6 +141,12 @@ DROP_IN_GROUPS = Exercise(
             "Your queues start anew in each group, but each has the capacity of the whole batch: G times the slots "
             "that it owns, so next to nothing is dropped. Compute the capacity from the T tokens of one group.",
             _dropping(_position, lambda groups, tokens: groups * tokens),
+        ),
+        Misconception(
+            "k-forgotten",
+            "Your capacity is for one choice a token. The T tokens of a group make T·K choices: pass K on to "
+            "`expert_capacity`.",
+            _with_capacity_of_top_1,
         ),
         Misconception(
             "queue-runs-on",

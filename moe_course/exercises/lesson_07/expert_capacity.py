@@ -61,6 +61,7 @@ EXPERT_CAPACITY = Exercise(
         Case("top-2, factor 1.25", _of(64, 8, 2, 1.25)),
         Case("factor 0.75", _of(64, 8, 1, 0.75)),
         Case("half a slot", _of(60, 8, 1, 1.0)),
+        Case("a quarter of a slot", _of(10, 8, 1, 1.0)),
         Case("a share that is no whole number", _of(9, 4, 1, 1.25)),
         Case("K = E", _of(10, 4, 4, 1.0)),
         Case("more slots than tokens", _of(40, 6, 3, 2.5)),
@@ -75,6 +76,13 @@ EXPERT_CAPACITY = Exercise(
             "fewer choices than experts, no expert would have any slot.",
             lambda num_tokens, num_experts, top_k, capacity_factor: min(
                 int(num_tokens * top_k * capacity_factor / num_experts), num_tokens
+            ),
+        ),
+        Misconception(
+            "rounded-to-nearest",
+            "You rounded to the nearest whole number. If that is the lower one, an even load does not fit: round up.",
+            lambda num_tokens, num_experts, top_k, capacity_factor: min(
+                round(num_tokens * top_k * capacity_factor / num_experts), num_tokens
             ),
         ),
         Misconception(

@@ -133,6 +133,14 @@ POSITION_IN_EXPERT = Exercise(
             token_by_token,
         ),
         Misconception(
+            "not-transposed-back",
+            "You counted along `expert_ids.T`, and read the counts as (T, K). They are in the order of (K, T): "
+            "`.view(K, T)` first, then `.T`.",
+            lambda expert_ids, num_experts: count_along(first_choices_first(expert_ids), num_experts).view(
+                expert_ids.shape
+            ),
+        ),
+        Misconception(
             "a-queue-for-each-choice",
             "You count first and second choices apart, so both start at 0, and an expert would seat two tokens in one "
             "slot. All choices of an expert share its queue.",
