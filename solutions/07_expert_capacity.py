@@ -30,7 +30,7 @@
 seed: int = 0  # of tokens, weights and the first training run
 num_seeds: int = 3  # training runs of each setting
 num_experts: int = 8  # E
-top_k: int = 1  # K of the model that is trained, and in the pictures
+top_k: int = 1  # K of the model that is trained
 draws: int = 2000  # random batches in the simulation
 train_factors: list = [0.5, 1.0, 1.25]  # capacity factors in training; room for all is added
 eval_factors: list = [0.5, 0.75, 1.0, 1.25, 2.0]  # capacity factors in evaluation; room for all is added
@@ -191,6 +191,8 @@ for t, (ids, places) in enumerate(zip(three.tolist(), position_in_expert(three, 
 # loads.
 #
 # ### Exercise: the bill
+#
+# Return three numbers for each expert.
 
 # %% exercise="07.slot_usage"
 def slot_usage(
@@ -299,6 +301,8 @@ print("± twice the standard error")
 # $$\text{drop rate} = \frac{E}{T K} \sum_{n=0}^{T} \max(n - C, 0) \, \Pr[N = n] .$$
 #
 # ### Exercise: the expected drop rate
+#
+# Write the formula as code. The numbers are exact here: no drawing, no approximation.
 
 # %% exercise="07.expected_drop_rate"
 def expected_drop_rate(num_tokens: int, num_experts: int, top_k: int, capacity: int) -> float:
@@ -645,6 +649,8 @@ for name, place in (("first come", first_come), ("by score", by_score)):
 # a sequence or a slice of the batch.
 #
 # ### Exercise: groups with slots of their own
+#
+# Queues and capacity begin anew in each group. Return the mask of dropped choices.
 
 # %% exercise="07.drop_in_groups"
 def drop_in_groups(
@@ -737,17 +743,17 @@ for tokens in (128, 256, 512, 1024):
     arguments = layer_of(tokens)
     samples = {name: [] for name in ways}
     for _ in range(rounds + 1):
-        for name, way in ways.items():  # interleaved, so that a busy moment hits all three
-            start = time.perf_counter()
+        for name, way in ways.items():
+            start = time.process_time()  # of this process alone, whatever else the machine does
             with torch.no_grad():
                 way(*arguments)
-            samples[name].append(1000 * (time.perf_counter() - start))
+            samples[name].append(1000 * (time.process_time() - start))
     for name, taken in samples.items():
         times[name][tokens] = torch.tensor(taken[1:]).median().item()  # the first call warms up
 
 ratio = {name: by_tokens[1024] / times["sorted, dropless"][1024] for name, by_tokens in times.items()}
 print("1024 tokens, in multiples of sorted: " + ", ".join(f"{name} {value:.1f}" for name, value in ratio.items()))
-show(figures.cost(times, f"top-2 of {num_experts}, D = 64, F = 128, factor 1.25, one thread, medians of {rounds}"))
+show(figures.cost(times, f"top-2 of {num_experts}, D = 64, F = 128, factor 1.25; CPU time of one thread, medians of {rounds}"))
 
 # %% [markdown]
 # **What just happened.** In one group, twice the tokens cost up to four times the time, for the dispatch tensor has
@@ -864,13 +870,13 @@ show(figures.evaluation(labels, losses))
 # and without their expert:
 
 # %%
-print(f"{f'evaluated at factor {labels[2]}':26}{'dropped':>10}{'their loss: with expert':>26}{'without':>10}{'other windows':>16}")
+print(f"{f'evaluated at factor {labels[2]}':26}{'dropped':>10}{'their loss: with expert':>26}{'without':>10}{'largest change of others':>28}")
 for name, rows in results.items():
     each = []
     for (whole, _), (capped, lost) in zip(rows[-1], rows[2], strict=True):
         each.append([lost.float().mean(), whole[lost].mean(), capped[lost].mean(), (capped - whole)[~lost].abs().max()])
     share, with_expert, without, others = torch.tensor(each).mean(0).tolist()
-    print(f"{name:26}{share:>10.1%}{with_expert:>26.2f}{without:>10.2f}{others:>+16.2f}")
+    print(f"{name:26}{share:>10.1%}{with_expert:>26.2f}{without:>10.2f}{others:>28g}")
 
 # %% [markdown]
 # And the size of the batch matters, though the model and the text are the same:

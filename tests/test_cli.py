@@ -15,7 +15,7 @@ import moe_course
 from moe_course.cli import app
 from moe_course.commands import doctor, lab, unknown_name
 
-COMMANDS = ["lab", "check", "doctor", "build", "bench"]
+COMMANDS = ["lab", "check", "doctor", "grade", "gradescope", "batch", "build", "bench"]
 
 
 @dataclass(frozen=True)

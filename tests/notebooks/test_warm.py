@@ -74,7 +74,8 @@ def run(name: str, folder) -> dict[str, NotebookNode]:
     cells = [nbformat.v4.new_code_cell(code.strip(), id=f"c{n}") for n, code in enumerate(source.values())]
     notebook = nbformat.v4.new_notebook(cells=cells)
     place = {"metadata": {"path": str(folder)}}
-    NotebookClient(notebook, kernel_name=name, resources=place, allow_errors=True, record_timing=False).execute()
+    patience = {"startup_timeout": 240, "record_timing": False, "allow_errors": True, "coalesce_streams": True}
+    NotebookClient(notebook, kernel_name=name, resources=place, **patience).execute()
     return dict(zip(CELLS, notebook.cells, strict=True))
 
 

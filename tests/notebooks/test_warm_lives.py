@@ -105,12 +105,15 @@ def test_what_the_run_asks_for_is_honoured(tmp_path):
         **{"OMP_NUM_THREADS": "3", "PYTHONPATH": str(tmp_path / "extra"), "MPLBACKEND": "svg", "TZ": "Asia/Tokyo"},
         MINE="a = b\nc",
     )
+    with kernel(env=env | {"TZ": "UTC", "NOT_MINE": "1"}, cwd=str(tmp_path)) as other:
+        server = parent(other.pid)
     errors = tmp_path / "errors"
     with errors.open("w") as stderr, kernel(env=env, cwd=str(tmp_path), stderr=stderr) as talk:
-        assert is_warm(talk.manager)
+        assert is_warm(talk.manager) and parent(talk.pid) == server
         assert talk.say("import os, brought_along, beside; print(brought_along.x, beside.y)") == "5 6"
         names = ("OMP_NUM_THREADS", "MPLBACKEND", "MINE", "PYTHONPATH")
         assert talk.say(f"print([os.environ[name] for name in {names}])") == str([env[name] for name in names])
+        assert talk.say("print('NOT_MINE' in os.environ)") == "False"
         assert talk.say("import time; print(os.getcwd(), *time.tzname)") == f"{tmp_path} JST JST"
         assert talk.say("import subprocess; print(subprocess.getoutput('echo $MPLBACKEND'))") == "svg"
         talk.say("import sys; print('mind the gap', file=sys.__stderr__, flush=True)")

@@ -24,7 +24,7 @@ class Talk:
     def __init__(self, manager: KernelManager, client: BlockingKernelClient) -> None:
         self.manager, self.client = manager, client
 
-    def say(self, code: str, timeout: float = 60.0) -> str:
+    def say(self, code: str, timeout: float = 240.0) -> str:
         """Run code; return what it prints, and the name of the exception that ends it."""
         said: list[str] = []
 
@@ -48,7 +48,7 @@ def kernel(warm: bool = True, **launch: Any) -> Iterator[Talk]:
     client = manager.client()
     client.start_channels()
     try:
-        client.wait_for_ready(timeout=60)
+        client.wait_for_ready(timeout=240)
         yield Talk(manager, client)
     finally:
         client.stop_channels()

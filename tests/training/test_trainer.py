@@ -5,6 +5,7 @@ import math
 import subprocess
 import sys
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -186,6 +187,21 @@ def test_tensorboard_gets_every_row(tmp_path):
     losses = [(event.step, event.value) for event in events.Scalars("train/loss")]
     assert losses == [(row["step"], pytest.approx(row["loss"])) for row in history.steps]
     assert [event.step for event in events.Scalars("evaluation/one")] == [2, 4, 6, 8, 10]
+
+
+def test_tensorboard_forgets_the_steps_that_come_again(tmp_path, monkeypatch):
+    first_steps = []
+
+    def writer(folder, purge_step):
+        first_steps.append(purge_step)
+        return Mock()
+
+    monkeypatch.setattr("torch.utils.tensorboard.SummaryWriter", writer)
+    interrupted = problem(folder=tmp_path, checkpoint_every=4, evaluate=lambda model: 1 / 0, evaluations=1)
+    with pytest.raises(ZeroDivisionError):
+        interrupted.fit()
+    problem(folder=tmp_path).fit()
+    assert first_steps == [1, 9]
 
 
 def test_without_tensorboard_there_are_tables(tmp_path, monkeypatch):
