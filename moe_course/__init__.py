@@ -26,7 +26,9 @@ def _install_shape_checks() -> None:
     if os.environ.get("MOE_COURSE_SHAPE_CHECKS", default) == "1":
         from jaxtyping import install_import_hook
 
-        install_import_hook("moe_course.layers", "beartype.beartype")
+        import moe_course.shape_checks  # noqa: F401  the hook looks its checker up as an attribute
+
+        install_import_hook("moe_course.layers", "moe_course.shape_checks.checked")
 
 
 _install_shape_checks()

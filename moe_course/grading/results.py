@@ -52,11 +52,15 @@ class Result:
     def max_points(self) -> int:
         return sum(exercise.max_points for exercise in self.exercises)
 
+    def as_json(self) -> dict[str, Any]:
+        """What `read_result` reads. All that it holds is plain already, so nothing is copied."""
+        return vars(self) | {"exercises": [vars(each) for each in self.exercises]}
+
 
 def write_json(path: Path, data: Any) -> None:
     """Write a file that is either whole or not there."""
     fresh = path.with_name(f".{path.name}.{os.getpid()}")
-    fresh.write_text(json.dumps(data, indent=1), encoding="utf-8")
+    fresh.write_text(json.dumps(data), encoding="utf-8")
     os.replace(fresh, path)
 
 

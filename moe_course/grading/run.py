@@ -4,7 +4,6 @@ A run that was interrupted, however rudely, goes on where it stopped: results li
 submission, and count only if they depend on the same notebook, lesson, seed, limits and code.
 """
 
-import dataclasses
 import json
 import shutil
 import tempfile
@@ -123,7 +122,7 @@ def grade(
 
         def keep(result: Result, write: bool) -> None:
             if write and not fresh:
-                write_json(result_file(out, result.student, result.lesson), dataclasses.asdict(result))
+                write_json(result_file(out, result.student, result.lesson), result.as_json())
             run.results[result.student, result.lesson] = result
             on_result(result, len(submissions))
 

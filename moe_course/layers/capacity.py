@@ -62,8 +62,8 @@ class CapacityRouter(nn.Module):
         self,
         router: Router,
         *,
-        capacity_factor: float | int,
-        eval_capacity_factor: float | int | None = None,
+        capacity_factor: float,
+        eval_capacity_factor: float | None = None,
         priority: Priority = "first_come",
     ) -> None:
         super().__init__()
@@ -92,7 +92,7 @@ class CapacityRouter(nn.Module):
         )
 
 
-def expert_capacity(num_tokens: int, num_experts: int, top_k: int, capacity_factor: float | int) -> int:
+def expert_capacity(num_tokens: int, num_experts: int, top_k: int, capacity_factor: float) -> int:
     """C = ⌈T·K/E · capacity factor⌉ slots for each expert, and T at most: a token takes one slot of an expert.
 
     Rounded up, as DeepSpeed, Megatron and V-MoE do; Mesh TensorFlow rounds down. An empty batch needs none.
@@ -170,7 +170,7 @@ def cap_routing(routing: Routing, capacity: int, priority: Priority = "first_com
     )
 
 
-def _check_factor(capacity_factor: float | int) -> float | int:
+def _check_factor(capacity_factor: float) -> float:
     if not capacity_factor > 0:
         raise ValueError(f"capacity_factor={capacity_factor} leaves no slot; choose capacity_factor > 0")
     return capacity_factor
