@@ -577,7 +577,7 @@ if "dense" in runs:
 
 # %% [markdown]
 # **What just happened.** Look at the seeds, not at the means. At equal steps the two are a tie: the MoE is behind on two
-# seeds and ahead on one. At equal time it is behind on every seed, by 0.09 to 0.16 nats a byte. A step of the MoE takes
+# seeds and ahead on one. At equal time it is behind on every seed, by roughly 0.1 nats a byte. A step of the MoE takes
 # half as long again here, for eight small products run less efficiently than one larger one.
 #
 # So in this short training eight experts are no use, and an honest report says so. Why? Capacity pays where there is

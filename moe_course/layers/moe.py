@@ -10,7 +10,8 @@ from moe_course.layers.router import Router, Routing, Score
 
 
 class MoELayer(nn.Module):
-    """Route every token to K of E experts and return their weighted sum. No token is dropped.
+    """Route every token to K of E experts and return their weighted sum. None is dropped, unless the router is a
+    `CapacityRouter`.
 
     Works under `torch.compile`; the graph breaks around the default dispatch, which runs as written.
 

@@ -34,8 +34,7 @@ OF_SPACES = [
 @pytest.fixture(scope="module")
 def examiners() -> Iterator[Callable[[str], Examiner | None]]:
     """Gives one who examines at a level; None where the kernel has no Landlock, and a sandbox says so."""
-    with ExitStack() as open_, pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PATH", "/nowhere")  # where no bwrap is
+    with ExitStack() as open_:
 
         @cache
         def examiner(level: str) -> Examiner | None:
@@ -44,7 +43,10 @@ def examiners() -> Iterator[Callable[[str], Examiner | None]]:
                     pass
                 return None
             levels = tuple(LEVELS) if level == WITH_SPACES else (level,)  # what is found by itself comes second
-            return Examiner(open_.enter_context(Sandbox(levels)), seed=1, seconds=1.5)
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setenv("PATH", "/nowhere")  # where no bwrap is
+                sandbox = open_.enter_context(Sandbox(levels))
+            return Examiner(sandbox, seed=1, seconds=1.5)
 
         yield examiner
 
