@@ -45,7 +45,8 @@
       const { traces, layout } = figure(lesson, lesson.numbers[card.dataset.card], chosen());
       const first = !plot.data;
       plot.style.height = `${layout.height}px`; // plotly.js draws as high, and its box may stay lower
-      Plotly.react(plot, traces, layout, { responsive: true, displaylogo: false });
+      const buttons = [["toImage", "resetScale2d"]]; // plotly's whole row would lie over the title
+      Plotly.react(plot, traces, layout, { responsive: true, displaylogo: false, modeBarButtons: buttons });
       if (first)
         plot.on("plotly_click", ({ points: [point] }) => {
           if (point.customdata) window.open(point.customdata, "_blank");

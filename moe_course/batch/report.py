@@ -99,7 +99,7 @@ def _about(rows: list[dict[str, Any]], plan: dict[str, Any]) -> str:
     if memory:
         facts.append(f"at most {memory:.0f} MB a run")
     if plan.get("created"):
-        facts.append(f"planned {text(plan['created'])}")
+        facts.append(f"planned {text(str(plan['created'])[:16].replace('T', ' '))} UTC")
     if plan.get("package"):
         facts.append(f"MoE Course {text(plan['package'])}")
     tables = "<a href='results.csv'>results.csv</a>, <a href='results.parquet'>results.parquet</a>"
