@@ -77,6 +77,14 @@ class Prepared:
         record = observe(self.exercise, self.exercise.reference, self.inputs, time_limit=60)
         return {name: one.structure for name, one in record.observations.items()}
 
+    @cached_property
+    def limits(self) -> dict[str, int]:
+        """How many bytes of tensors an output of each case may have and still be looked at."""
+        return {
+            name: SPARE + TIMES * sum(leaf.nbytes for leaf in leaves(like).values() if isinstance(leaf, Tensor))
+            for name, like in self.likes.items()
+        }
+
     def changed(self, number: int, memory: int) -> tuple[str, ...]:
         """Which inputs of a case's first call are no longer what they were."""
         start, end = self.extents[number]
@@ -166,10 +174,9 @@ class Talk:
 
     def _output(self, message: dict[str, Any], blob: bytearray) -> Any:
         """What the answer returned; one that is larger than any right one is not looked at, which could take long."""
-        like = self.prepared.likes[self._case.name]
-        output = Unpacker(blob).unpack(message.get("output"), like)
-        size = sum(leaf.nbytes for leaf in leaves(like).values() if isinstance(leaf, Tensor))
-        return _FarTooLarge() if len(blob) > SPARE + TIMES * size else output
+        name = self._case.name
+        output = Unpacker(blob).unpack(message.get("output"), self.prepared.likes[name])
+        return _FarTooLarge() if len(blob) > self.prepared.limits[name] else output
 
     @staticmethod
     def _of(number: int, listen: Callable[[], tuple[dict[str, Any], bytearray]]) -> tuple[dict[str, Any], bytearray]:
