@@ -2,8 +2,8 @@
 
     python -m moe_course.grading.worker LEVELS SCRATCH
 
-A line in is JSON: {"ask": "catalogue"}, {"ask": "seed", …} or {"ask": "grade", …}; so is a line out. A worker that dies
-takes one submission's grading with it and nothing else: `workers` starts another.
+A line in is JSON: {"ask": "catalogue"}, {"ask": "seed", …}, {"ask": "grade", …} or {"ask": "end"}; so is a line out. A
+worker that dies takes one submission's grading with it and nothing else: `workers` starts another.
 """
 
 import contextlib
@@ -44,8 +44,14 @@ def main() -> None:
     try:
         grader = Grader(sandbox)
         spent = 0.0
-        while select.select([sys.stdin], [], [], IDLE)[0] and (line := sys.stdin.readline()):
+        while select.select([sys.stdin], [], [], IDLE)[0]:
+            line = sys.stdin.readline()
+            if not line:
+                _wait_until_orphaned(run)
+                break
             request = json.loads(line)
+            if request["ask"] == "end":
+                break
             try:
                 answer = getattr(grader, request.pop("ask"))(**request)
             except SandboxError as error:
@@ -131,6 +137,13 @@ def _handout(raw: bytes) -> "Program":
     from .notebook import read_notebook
 
     return Program(read_notebook(raw))
+
+
+def _wait_until_orphaned(run: int) -> None:
+    """The input ended without a word, so the run has died, or is just dying."""
+    deadline = time.monotonic() + 2
+    while os.getppid() == run and time.monotonic() < deadline:
+        time.sleep(0.02)
 
 
 def _limit_memory() -> None:

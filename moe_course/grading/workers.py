@@ -181,6 +181,7 @@ class Worker:
         process = self._process
         if process is not None and process.stdin is not None and not at_once:
             with contextlib.suppress(OSError):
+                process.stdin.write('{"ask": "end"}\n')
                 process.stdin.close()
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(10)

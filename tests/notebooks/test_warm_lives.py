@@ -56,11 +56,17 @@ def test_a_shutdown_lets_the_kernel_finish_and_leaves_nothing(tmp_path):
     note = tmp_path / "note"
     with kernel() as talk:
         talk.say(f"import atexit; atexit.register(lambda: open({str(note)!r}, 'w').write('bye'))")
+        talk.say(f"left_open = open({str(note) + '-2'!r}, 'w'); left_open.write('and thanks'); loop = [left_open]")
+        talk.say("import threading, time; loop.append(loop); del left_open; code = 'time.sleep(0.3); slow.touch()'")
+        talk.say(f"import pathlib; slow = pathlib.Path({str(note) + '-3'!r})")
+        talk.say("threading.Thread(target=exec, args=(code, {'time': time, 'slow': slow})).start()")
         folder = Path(talk.manager.ip).parent
         assert talk.manager.transport == "ipc" and folder.parent == tmp_path / "sockets"
         assert oct(folder.stat().st_mode)[-3:] == "700"
         talk.manager.shutdown_kernel()
         assert note.read_text() == "bye"
+        assert (tmp_path / "note-2").read_text() == "and thanks"
+        assert (tmp_path / "note-3").exists()
         assert not alive(talk.pid) and not folder.exists()
 
 
