@@ -9,14 +9,17 @@ BIN := .venv/bin
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-dev lab test lint build bench doctor clean
+.PHONY: help setup setup-grade setup-dev lab test lint build bench doctor clean
 
 help: ## list these targets
 	@echo "MoE Course. Choose a target:"
-	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 18
+	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 20
 
 setup: ## install what a learner needs into .venv
 	@$(PYTHON) tools/setup_venv.py
+
+setup-grade: ## install what grading needs as well
+	@$(PYTHON) tools/setup_venv.py --grade
 
 setup-dev: ## install what the tests need as well
 	@$(PYTHON) tools/setup_venv.py --dev

@@ -181,7 +181,7 @@ def bubblewrap() -> Finding:
     """bubblewrap: that it is there and may make a sandbox."""
     program = shutil.which("bwrap")
     if program is None:
-        remedy = "to run other people's notebooks in isolation: `apt install bubblewrap` (Linux)"
+        remedy = "for grading, `make setup-grade` or `apt install bubblewrap` (Linux); without it Landlock isolates"
         return Finding("bubblewrap", "missing", "not installed; the lessons do not need it", remedy)
     trial = [program, "--ro-bind", "/", "/", "--unshare-all", "true"]
     done = subprocess.run(trial, capture_output=True, text=True, timeout=30)
