@@ -34,7 +34,8 @@ def main() -> None:
         if end.code:
             raise
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10
-    (Path(folder) / "own.json").write_text(json.dumps({"peak_bytes": peak, "between": between(spans)}))
+    one_by_one = {"between": between(spans)} if options else {}
+    (Path(folder) / "own.json").write_text(json.dumps({"peak_bytes": peak} | one_by_one))
 
 
 def timed(call: Any, spans: list[tuple[float, float]]) -> Any:

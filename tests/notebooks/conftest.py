@@ -1,11 +1,14 @@
 """A small course to build: a lesson with the real exercises of lesson 02, and one with figures."""
 
+import sys
 from pathlib import Path
 
 import pytest
 
 from moe_course.exercises import LESSONS
 from moe_course.notebooks.build import build
+
+collect_ignore_glob = [] if sys.platform == "linux" else ["test_warm*.py"]  # there are no warm kernels elsewhere
 
 HEADER = """\
 # ---

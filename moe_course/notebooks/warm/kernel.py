@@ -56,6 +56,10 @@ def become_kernel(birth: Birth, added: dict[str, str]) -> None:
     app = IPKernelApp.instance(parent_handle=server)  # should the server be killed, the kernel ends
     app.initialize(birth.argv)
     app.start()
+    for thread in (app.control_thread, app.shell_channel_thread):
+        # It has just asked this thread to end, and still flushes. Closing its sockets meanwhile, as ipykernel does,
+        # can hang for seconds or abort.
+        thread.join(timeout=1.0)
     _leave()
 
 
