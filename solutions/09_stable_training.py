@@ -175,8 +175,9 @@ def with_level(level: float, generator: torch.Generator) -> tuple[Tensor, Tensor
 
 def under_autocast(x: Tensor, weight: Tensor) -> Tensor:
     """Careful, and in vain: autocast takes the float32 away again."""
+    precise = x.float(), weight.float()
     with torch.autocast("cpu", torch.bfloat16):
-        return F.linear(x.float(), weight.float()).float()
+        return F.linear(*precise).float()
 
 
 ways = {

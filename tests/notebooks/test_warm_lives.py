@@ -61,7 +61,8 @@ def test_a_shutdown_lets_the_kernel_finish_and_leaves_nothing(tmp_path):
         talk.say(f"import pathlib; slow = pathlib.Path({str(note) + '-3'!r})")
         talk.say("threading.Thread(target=exec, args=(code, {'time': time, 'slow': slow})).start()")
         folder = Path(talk.manager.ip).parent
-        assert talk.manager.transport == "ipc" and folder.parent == tmp_path / "sockets"
+        # A folder whose path is too long for a socket, as under xdist, is passed over for /tmp.
+        assert talk.manager.transport == "ipc" and folder.parent in (tmp_path / "sockets", Path("/tmp"))
         assert oct(folder.stat().st_mode)[-3:] == "700"
         talk.manager.shutdown_kernel()
         assert note.read_text() == "bye"
