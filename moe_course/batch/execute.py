@@ -1,12 +1,9 @@
 """Runs one notebook with its parameters, measures it, and says how it ended."""
 
 import re
-import sys
-import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import nbformat
@@ -15,17 +12,17 @@ from nbclient.exceptions import CellExecutionError, DeadKernelError
 from nbformat import NotebookNode
 from papermill.exceptions import PapermillExecutionError
 from papermill.execute import remove_error_markers
-from traitlets.config import Config
 
 from moe_course.batch.client import ENGINE, MOST_OUTPUT_MB, is_code
 from moe_course.batch.watch import Watch
 from moe_course.notebooks.outputs import tidy
+from moe_course.notebooks.transport import private_sockets
 from moe_course.notebooks.warm import kernel_name
 
 TRACEBACK_LINES = 30
 FLOOD = "OutputFlood"
-KEPT_OF_FLOOD = 50  # outputs, and lines of 100 characters, of the cell that flooded
-LONGEST = 80  # characters of the folder that a socket's path may start with; the system takes 107 for the whole
+KEPT_OF_FLOOD = 50  # outputs of the cell that flooded
+KEPT_OF_EACH = 2000  # characters
 
 
 @dataclass(frozen=True)
@@ -79,7 +76,7 @@ def execute(
     seen: dict[str, Any] = {}
     start = time.monotonic()
     failure: Exception | None = None
-    with _socket_folder() as sockets, Watch(limits.seconds, limits.memory_mb, is_unwanted) as watch:
+    with private_sockets() as config, Watch(limits.seconds, limits.memory_mb, is_unwanted) as watch:
         try:
             papermill.execute_notebook(
                 notebook,
@@ -93,7 +90,7 @@ def execute(
                 seen=seen,
                 folder=folder,
                 environment=environment,
-                config=_transport(sockets),
+                config=config,
             )
         except PapermillExecutionError:
             # Our engine raises on every error, so these are cells that are meant to raise, and say so by a tag.
@@ -170,6 +167,9 @@ def _is_about_memory(name: str, message: str) -> bool:
 
 def _put_in_order(notebook: NotebookNode, error: dict[str, Any] | None) -> None:
     """Leave out what would bloat the file, and show a failure that has no traceback where it happened."""
+    if error is not None and error["name"] == FLOOD:  # first, for what follows reads every character
+        cell = notebook.cells[error["cell"]]
+        cell.outputs = [_beginning(output) for output in cell.outputs[:KEPT_OF_FLOOD]]
     tidy(notebook)
     about = notebook.metadata.get("papermill", {})
     about.pop("input_path", None)  # papermill puts the whole notebook there, as it got it from memory
@@ -177,8 +177,6 @@ def _put_in_order(notebook: NotebookNode, error: dict[str, Any] | None) -> None:
     if error is None or error["cell"] is None:
         return
     cell = notebook.cells[error["cell"]]
-    if error["name"] == FLOOD:
-        cell.outputs = [_beginning(output) for output in cell.outputs[:KEPT_OF_FLOOD]]
     if cell.cell_type == "code" and not any(output.output_type == "error" for output in cell.outputs):
         cell.outputs.append(
             nbformat.v4.new_output(
@@ -188,8 +186,8 @@ def _put_in_order(notebook: NotebookNode, error: dict[str, Any] | None) -> None:
 
 
 def _beginning(output: NotebookNode) -> NotebookNode:
-    if len(output.get("text", "")) > 100 * KEPT_OF_FLOOD:
-        output["text"] = output["text"][: 100 * KEPT_OF_FLOOD] + "\n… and much more"
+    if len(output.get("text", "")) > KEPT_OF_EACH:
+        output["text"] = output["text"][:KEPT_OF_EACH] + "\n… and much more\n"
     return output
 
 
@@ -211,15 +209,3 @@ def _first_line(cell: NotebookNode) -> str:
 
 def _plain(text: str) -> str:
     return re.sub(r"\x1b\[[0-9;]*m", "", text).strip()
-
-
-def _socket_folder() -> "tempfile.TemporaryDirectory[str]":
-    short = len(tempfile.gettempdir()) <= LONGEST or not Path("/tmp").is_dir()
-    return tempfile.TemporaryDirectory(prefix="moe-", dir=None if short else "/tmp", ignore_cleanup_errors=True)
-
-
-def _transport(sockets: str) -> Config:
-    """Talk to the kernel through socket files: TCP ports are picked, then bound, and kernels can race for one."""
-    if sys.platform == "win32":  # has no socket files
-        return Config()
-    return Config(KernelManager={"transport": "ipc", "ip": f"{sockets}/kernel"})

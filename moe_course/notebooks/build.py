@@ -15,6 +15,7 @@ from moe_course.notebooks.make import solved_notebook, student_notebook
 from moe_course.notebooks.outputs import output_faults, tidy
 from moe_course.notebooks.pictures import add_pictures
 from moe_course.notebooks.source import Lesson, SourceError, read_lessons
+from moe_course.notebooks.verdicts import read_verdicts
 
 Progress = Callable[[str, int, int], None]  # lesson, cells done, cells in all
 
@@ -77,6 +78,9 @@ def build(
         progress(lesson.name, total, total)
         tidy(notebook)
         faults = output_faults(notebook)
+        for verdict in read_verdicts(notebook):
+            if verdict.status != "passed":  # the solution is wrong, or the machine was too busy for a time limit
+                faults.append(f"the check of {verdict.exercise} says {verdict.status!r}: {verdict.message}")
         return "\n".join(f"{lesson.name}: {fault}" for fault in faults) or None
 
     (root / "lessons").mkdir(exist_ok=True)

@@ -3,15 +3,14 @@
 import asyncio
 import re
 import sys
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
 import nbclient
 from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
 from nbformat import NotebookNode
-from traitlets.config import Config
 
+from moe_course.notebooks.transport import private_sockets
 from moe_course.notebooks.warm import kernel_name
 
 CELL_TIMEOUT = 180  # seconds
@@ -52,7 +51,7 @@ def execute(
         on_cell(cell_index)
 
     try:
-        with tempfile.TemporaryDirectory(prefix="moe-") as sockets:
+        with private_sockets() as config:
             nbclient.NotebookClient(
                 notebook,
                 timeout=CELL_TIMEOUT,
@@ -61,7 +60,7 @@ def execute(
                 resources={"metadata": {"path": str(folder)}},
                 on_cell_start=start,
                 kernel_name=kernel_name(),
-                config=_transport(sockets),
+                config=config,
             ).execute()
     except (CellExecutionError, CellTimeoutError, DeadKernelError) as error:
         raise ExecutionError(f"{name}, {cell_name(notebook, running[-1])}: {_why(error)}") from None
@@ -75,13 +74,6 @@ def cell_name(notebook: NotebookNode, index: int) -> str:
     """What to call a cell in a message: its number and first line."""
     first = next((line for line in notebook.cells[index].source.splitlines() if line.strip()), "")
     return f"cell {index} (`{first[:60]}`)"
-
-
-def _transport(sockets: str) -> Config:
-    """Talk to the kernel through socket files: TCP ports are picked, then bound, and kernels can race for one."""
-    if sys.platform == "win32":  # has no socket files
-        return Config()
-    return Config(KernelManager={"transport": "ipc", "ip": f"{sockets}/kernel"})
 
 
 def _why(error: Exception) -> str:

@@ -98,7 +98,7 @@ def test_the_peak_of_memory_is_seen_even_if_it_is_short(home):
 
 def test_a_flood_of_output_is_ended_and_its_beginning_kept(home, monkeypatch):
     monkeypatch.setattr("moe_course.batch.client.MOST_OUTPUT_MB", 2)
-    ended = run(home, "while True:\n    print('x' * 100_000)")
+    ended = run(home, "import time\nfor _ in range(60):\n    print('x' * 100_000, flush=True)\ntime.sleep(600)")
     assert (ended.status, ended.error["name"]) == ("error", "OutputFlood")
     assert 1000 < len(nbformat.writes(ended.notebook)) < 100_000
 

@@ -134,6 +134,16 @@ def test_without_a_browser_the_build_goes_on_and_says_so(course, monkeypatch):
     assert all("image/png" not in bundle for bundle in figures(solved(course, "90_second")))
 
 
+def test_a_solution_that_fails_its_check_is_told_and_not_written(course):
+    before = contents(course)
+    edit(course / "solutions" / "02_first.py", "    return solved_by_the_reference(*args, **kwargs)", "    return 0")
+
+    built = build(course)
+
+    assert built.written == [] and contents(course) == before
+    assert "the check of 02." in built.problems[0] and "'failed'" in built.problems[0]
+
+
 def test_one_edited_solution_line_is_stale(course):
     edit(course / "solutions" / "02_first.py", "return solved_by_the_reference(", "return  solved_by_the_reference(")
 

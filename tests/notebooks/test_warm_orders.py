@@ -12,9 +12,9 @@ import pytest
 from jupyter_client.kernelspec import KernelSpecManager
 
 from moe_course.notebooks import pytest_plugin, warm
+from moe_course.notebooks.transport import private_folder
 from moe_course.notebooks.warm import NAME, PLAIN, client, kernel_name
 from moe_course.notebooks.warm.order import NoWarmKernel, Order, Streams
-from moe_course.notebooks.warm.provisioner import _private_folder
 
 COMMAND = [sys.executable, "-Xfrozen_modules=off", "-m", "ipykernel_launcher", "-f", "connection.json"]
 
@@ -156,6 +156,6 @@ def test_socket_paths_stay_short_where_temporary_folders_are_deep(tmp_path, monk
     deep = tmp_path / ("d" * 90)
     deep.mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(deep))
-    folder = _private_folder()
+    folder = private_folder()
     os.rmdir(folder)
     assert len(folder) < 60 and not list(deep.iterdir())

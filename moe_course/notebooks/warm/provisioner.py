@@ -2,16 +2,14 @@
 
 import asyncio
 import shutil
-import tempfile
 from typing import Any
 
 from jupyter_client.connect import KernelConnectionInfo
 from jupyter_client.provisioning import LocalProvisioner
 
+from moe_course.notebooks.transport import private_folder
 from moe_course.notebooks.warm.client import fork
 from moe_course.notebooks.warm.order import NoWarmKernel, Order
-
-LONGEST = 90  # characters that the folder of a socket's path may have; the system takes 107 for the whole
 
 
 class WarmProvisioner(LocalProvisioner):
@@ -22,13 +20,10 @@ class WarmProvisioner(LocalProvisioner):
     sockets: str | None = None  # the folder of the kernel's sockets, if it is this provisioner's
 
     async def pre_launch(self, **kwargs: Any) -> dict[str, Any]:
-        """Before the connection file is written, choose sockets that no other kernel can take.
-
-        TCP ports are picked first and bound later, so two kernels that start at once can pick the same.
-        """
+        """Before the connection file is written, choose sockets that no other kernel can take."""
         manager = self.parent
         if manager is not None and manager.transport == "tcp":
-            self.sockets = _private_folder()
+            self.sockets = private_folder()
             manager.cache_ports = False
             manager.transport, manager.ip = "ipc", f"{self.sockets}/kernel"
         return await super().pre_launch(**kwargs)
@@ -53,11 +48,3 @@ class WarmProvisioner(LocalProvisioner):
         await super().cleanup(restart=restart)
         if self.sockets and not restart:
             shutil.rmtree(self.sockets, ignore_errors=True)
-
-
-def _private_folder() -> str:
-    folder = tempfile.mkdtemp(prefix="moe-")
-    if len(folder) > LONGEST:
-        shutil.rmtree(folder)
-        folder = tempfile.mkdtemp(prefix="moe-", dir="/tmp")
-    return folder
