@@ -54,11 +54,7 @@ def text_domains(characters: int = 500_000) -> dict[str, Domain]:
     return {
         "prose": _domain("the language reference that comes with Python", _topics(), characters),
         "python": _domain("Python's standard library", _files(library, ["*.py"]), characters),
-        "c++": _domain(
-            "the C++ headers that come with PyTorch",
-            _files(headers, ["c10/**/*.h", "torch/csrc/api/**/*.h"]),
-            characters,
-        ),
+        "c++": _domain("the C++ headers that come with PyTorch", _files(headers, CPP_HEADERS), characters),
         "json": _domain("JupyterLab's settings, menus and shortcuts", _files(schemas, ["**/*.json"]), characters),
     }
 
