@@ -69,6 +69,8 @@ def frozen(value: Any) -> Any:
     """A copy of a leaf that later in-place changes can't reach."""
     if isinstance(value, Tensor):
         plain = value.detach()
+        if plain.is_meta:
+            return plain  # it has no values to copy, and to do so torch would first load sympy
         return torch.empty_like(plain).copy_(plain) if plain.layout == torch.strided else plain.clone()
     return value
 

@@ -95,18 +95,20 @@ class Examiner:
             "given": given,
             "modules": _handed_out(handout, exercise, answer),
         }
-        talk = Talk(prepared)
-        for _ in range(2):  # once more when it is the zygote that has died, which no answer can bring about
+        # Once more when it is the zygote that has died, which no answer can bring about, and when time ran out while
+        # the machine was too busy to let the answer run.
+        for again in (True, False):
+            talk = Talk(prepared)
             process = self._process = self._process or self.sandbox.start(self._cpu_seconds)
             try:
                 status, message = self._converse(talk, process, request)
-                break
             except Closed:
                 self.sandbox.restart()
                 self._process = None
-                talk = Talk(prepared)
-        else:
-            status, message = "crashed", "the process for student code ended twice"
+                status, message = "crashed", "the process for student code ended twice"
+                continue
+            if not (again and talk.out_of_time and process.cpu < self.seconds / 2):
+                break
         return _judged(exercise, talk, answer, status, message, self.seed)
 
     def _converse(self, talk: "Talk", process: Process, request: dict[str, Any]) -> tuple[str, str]:

@@ -43,6 +43,11 @@ class Process:
         self._control = control
         self._ended: dict[str, Any] | None = None
 
+    @property
+    def cpu(self) -> float:
+        """Seconds of processor time that it took; 0 as long as it has not been seen to end."""
+        return float((self._ended or {}).get("cpu", 0.0))
+
     def end(self, at_once: bool = False) -> dict[str, Any]:
         """End it, unless it has ended by itself, with all that it started.
 
@@ -70,7 +75,7 @@ class Process:
                 raise Closed from None
             finally:
                 shutil.rmtree(self._folder, ignore_errors=True)
-            self._sandbox.cpu += float(self._ended.get("cpu", 0.0))
+            self._sandbox.cpu += self.cpu
         return self._ended
 
 

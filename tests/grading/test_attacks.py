@@ -65,7 +65,7 @@ def graded(tmp_path_factory, solved, listener) -> tuple[Run, Path, Path]:
     hand_in(folder / "class", "ada", notebook(solved))
     hand_in(folder / "class", "zoe", notebook(solved))
     hand_in(folder / "class", "mia", notebook({}))
-    run = grade(folder / "class", report, seconds=2.5, jobs=2)
+    run = grade(folder / "class", report, seconds=1.5, jobs=2)
     write_report(run, report)
     return run, report, canary
 

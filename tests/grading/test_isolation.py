@@ -3,6 +3,7 @@
 import json
 import os
 import socket
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from functools import cache
@@ -119,6 +120,18 @@ def test_nothing_can_be_left_in_the_sandbox_for_the_next():
         sandbox.user = 0  # as where the grader is not root
         status, points, said = earned(Examiner(sandbox, seed=1, seconds=5), one.source)
     assert status == "graded" and points <= NOTHING, said
+
+
+def test_time_runs_out_only_for_an_answer_that_had_it():
+    """What a busy machine did not let run is tried again; what ran and did not end is not."""
+    seconds = 0.5
+    until = "while time.time() < {}: {}\nRIGHT".format
+    with Sandbox() as sandbox:
+        examiner = Examiner(sandbox, seed=1, seconds=seconds)
+        for wait, status in (("time.sleep(0.01)", "graded"), ("pass", "timeout")):
+            over = time.time() + 1.2 * seconds  # past the limit of a first try, within that of a second
+            source = attack("waits", "import time\n" + until(over, wait)).source
+            assert earned(examiner, source)[0] == status
 
 
 def test_a_kernel_without_landlock_is_noticed_before_anything_is_loaded(monkeypatch):
