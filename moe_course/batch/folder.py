@@ -57,7 +57,8 @@ class Folder:
                 {"id": r.id, "key": r.key, "lesson": r.lesson, "parameters": r.parameters, "seed": r.seed}
                 for r in plan.runs
             ]
-            about = {"sweep": plan.sweep.name, "package": __version__, "created": datetime.now(UTC).isoformat()}
+            about = {"sweep": plan.sweep.name, "record": plan.sweep.record, "package": __version__}
+            about["created"] = datetime.now(UTC).isoformat()
             self._write("plan.json", json.dumps(about | {"runs": planned}))
             yield
 

@@ -106,7 +106,8 @@
       const high = (1 - gapY * (lines - 1)) / lines;
       const [left, top] = [column * (wide + gapX), 1 - line * (high + gapY)];
       layout[`xaxis${axes}`] = { ...axis(across), domain: [left, left + wide], anchor: `y${axes}` };
-      layout[`yaxis${axes}`] = { domain: [top - high, top], anchor: `x${axes}` };
+      // Autorange must be said: of three axes that match, beside x axes with a range, plotly.js leaves all at -1 to 4.
+      layout[`yaxis${axes}`] = { domain: [top - high, top], anchor: `x${axes}`, autorange: true };
       if (column === 0) layout[`yaxis${axes}`].title = { text: number.name };
       if (place > 0) layout[`yaxis${axes}`].matches = "y";
       if (place > 0) layout[`xaxis${axes}`].matches = "x";

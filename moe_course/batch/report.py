@@ -47,7 +47,7 @@ def report_page(rows: list[dict[str, Any]], plan: dict[str, Any], sweep: str) ->
         plan: what plan.json holds, or nothing.
         sweep: the sweep file, or nothing.
     """
-    found = swept(rows)
+    found = swept(rows, plan.get("record", ()))
     title = f"Batch: {plan.get('sweep')}" if plan.get("sweep") else "Batch"
     parts = [f"<h1>{text(title)}</h1>", _about(rows, plan)]
     drawn = [each.lesson for each in found if each.numbers]

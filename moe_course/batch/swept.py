@@ -3,7 +3,7 @@
 import json
 import math
 from collections import defaultdict
-from collections.abc import Hashable, Iterable
+from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -25,7 +25,8 @@ class Swept:
         parameters: the settings that differ between runs, seeds apart, with their values in order; the one that
             explains most of the recorded numbers first. If nothing but the seed differs, that.
         numbers: for each recorded number and parameter, the share of the number's variance that the parameter
-            explains, from 0 to 1; None where that cannot be told. The number that is explained best comes first.
+            explains, from 0 to 1; None where that cannot be told. Numbers that the sweep asks for come first, in its
+            order; then the one that is explained best.
     """
 
     lesson: str
@@ -34,13 +35,13 @@ class Swept:
     numbers: dict[str, dict[str, float | None]]
 
 
-def swept(rows: list[dict[str, Any]]) -> list[Swept]:
-    """The finished runs by lesson, in the order of the plan."""
+def swept(rows: list[dict[str, Any]], wanted: Sequence[str] = ()) -> list[Swept]:
+    """The finished runs by lesson, in the order of the plan; `wanted` are the numbers that the sweep asks for."""
     by_lesson: dict[str, list[dict[str, Any]]] = defaultdict(list)
     for row in rows:
         if row["status"] == DONE:
             by_lesson[row["lesson"]].append(row)
-    return [_swept(lesson, mine) for lesson, mine in by_lesson.items()]
+    return [_swept(lesson, mine, wanted) for lesson, mine in by_lesson.items()]
 
 
 def setting(row: dict[str, Any], parameter: str) -> Any:
@@ -89,7 +90,7 @@ def explained(groups: list[Hashable], values: list[float]) -> float | None:
     return max(0.0, 1 - within / freedom * (len(values) - 1) / total)
 
 
-def _swept(lesson: str, rows: list[dict[str, Any]]) -> Swept:
+def _swept(lesson: str, rows: list[dict[str, Any]], wanted: Sequence[str]) -> Swept:
     names = dict.fromkeys(name for row in rows for name in row["parameters"] if name != SEED)
     found = {name: _distinct(setting(row, name) for row in rows) for name in names}
     parameters = {name: values for name, values in found.items() if len(values) > 1}
@@ -101,7 +102,9 @@ def _swept(lesson: str, rows: list[dict[str, Any]]) -> Swept:
             found_in = [(run, value) for run, row in enumerate(rows) if (value := number(row, name)) is not None]
             runs, values = [run for run, _ in found_in], [value for _, value in found_in]
             numbers[name] = {p: explained([of_run[run] for run in runs], values) for p, of_run in groups.items()}
-    best = sorted(numbers, key=lambda name: -max(share or 0.0 for share in numbers[name].values()))
+    asked = {name: place for place, name in enumerate(wanted)}
+    share_of = {name: max(share or 0.0 for share in shares.values()) for name, shares in numbers.items()}
+    best = sorted(numbers, key=lambda name: (asked.get(name, len(asked)), -share_of[name]))
     first = sorted(parameters, key=lambda p: -math.fsum(shares[p] or 0.0 for shares in numbers.values()))
     return Swept(lesson, rows, {p: parameters[p] for p in first}, {name: numbers[name] for name in best})
 

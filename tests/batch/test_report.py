@@ -19,7 +19,7 @@ from tests.browser.chromium import FLAGS, get_chromium
 
 from .runs import finished, planned, write_run
 
-SEEDS, ALPHAS, EXPERTS, TOP_K = range(3), [0, 0.01, 0.1, 1], [4, 8], [1, 2]
+SEEDS, ALPHAS, EXPERTS, TOP_K = range(3), [0, 0.01, 0.1, 1], [4, 8, 16], [1, 2]
 
 
 def share(alpha: float, experts: int, top_k: int, seed: int) -> float:
@@ -53,6 +53,11 @@ def test_the_number_and_the_parameter_that_are_explained_best_come_first():
     assert list(found.numbers)[:2] == ["experts_used", "share"]
     assert found.numbers["share"]["alpha"] > 0.9 > 0.1 > found.numbers["share"]["top_k"]
     assert found.numbers["experts_used"]["num_experts"] > 0.99
+
+
+def test_what_the_sweep_asks_for_comes_before_what_is_explained_best():
+    [found] = swept(grid(), ["noise_3", "absent", "share"])
+    assert list(found.numbers)[:3] == ["noise_3", "share", "experts_used"]
 
 
 def test_chance_explains_nothing_on_average():
@@ -205,16 +210,27 @@ def test_means_bands_and_points_are_those_of_the_runs(page):
     choose(page, "x", "alpha"), choose(page, "colour", "num_experts"), choose(page, "panels", "top_k")
     drawn = traces(page, "share")
     lines = [trace for trace in drawn if trace["mode"] == "lines+markers"]
-    assert [trace["name"] for trace in lines] == ["4", "8"] * 2
+    assert [trace["name"] for trace in lines] == ["4", "8", "16"] * 2
     wanted = [[share(a, 8, 2, s) for s in SEEDS] for a in ALPHAS]
-    assert lines[3]["y"] == pytest.approx([statistics.mean(values) for values in wanted])
+    assert lines[4]["y"] == pytest.approx([statistics.mean(values) for values in wanted])
     bands = [trace for trace in drawn if trace.get("fill") == "toself"]
-    assert bands[3]["y"] == pytest.approx([max(values) for values in wanted] + [min(v) for v in reversed(wanted)])
+    assert bands[4]["y"] == pytest.approx([max(values) for values in wanted] + [min(v) for v in reversed(wanted)])
     points = [trace for trace in drawn if trace["mode"] == "markers"]
-    assert sorted(points[3]["y"]) == pytest.approx(sorted(itertools.chain(*wanted)))
+    assert sorted(points[4]["y"]) == pytest.approx(sorted(itertools.chain(*wanted)))
     assert sum(len(trace["y"]) for trace in points) == len(grid())
     assert points[0]["customdata"][0].startswith("runs/run-")
     assert axis_title(page, "share") == "alpha (even steps)"
+
+
+@pytest.mark.parametrize(("x", "panels", "count"), [("alpha", "num_experts", 3), ("num_experts", "alpha", 4)])
+def test_panels_share_axes_that_fit_their_values(page, x, panels, count):
+    choose(page, "x", x), choose(page, "colour", "top_k"), choose(page, "panels", panels)
+    read = "({_fullLayout: all}) => Object.keys(all).filter(n => /^yaxis/.test(n)).map(n => all[n].range)"
+    ranges = page.evaluate(f"name => ({read})({CARD}.querySelector('.plot'))", "share")
+    values = [share(a, e, k, s) for a, e, k, s in itertools.product(ALPHAS, EXPERTS, TOP_K, SEEDS)]
+    assert len(ranges) == count
+    for low, high in ranges:
+        assert low <= min(values) and max(values) <= high and high - low < 1.3 * (max(values) - min(values))
 
 
 def test_a_parameter_has_one_role_and_pooling_takes_what_is_left(page):
