@@ -6,8 +6,12 @@ import of jsonschema, two seconds, out of the run. A conftest is read too late.
 It runs notebooks in warm kernels where those can be, and closes two gaps that nbval leaves open:
 - a cell whose output is to be compared passes silently where it was never run;
 - what a check says is stored in solved notebooks only, so in an unsolved lesson nothing would be compared.
+
+Unsolved lessons, which need only come to their end, may run with settings of their own: the ini option
+`nbval_unsolved` names a TOML file with a table of parameters for each lesson, by its number.
 """
 
+import tomllib
 from collections.abc import Iterator
 from typing import Any
 
@@ -19,11 +23,28 @@ from moe_course.notebooks.warm import PLAIN, kernel_name
 UNSOLVED = "lessons"  # the folder of notebooks without outputs, whose exercises nobody has attempted
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """The ini option."""
+    parser.addini("nbval_unsolved", "TOML file: parameters for unsolved lessons, a table for each number", default="")
+
+
 def pytest_configure(config: pytest.Config) -> None:
     """Where `--nbval-current-env` asks for a kernel of this environment, a warm one is such a kernel too."""
     name = kernel_name()
     if name != PLAIN and config.option.nbval_current_env:
         config.option.nbval_current_env, config.option.nbval_kernel_name = False, name
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Below the parameters of an unsolved lesson, as papermill would, write those that the file has for it."""
+    if not (name := config.getini("nbval_unsolved")):
+        return
+    settings = tomllib.loads((config.rootpath / name).read_text(encoding="utf-8"))
+    for item in items:
+        cell = getattr(item, "cell", None)
+        if cell and item.path.parent.name == UNSOLVED and "parameters" in cell.metadata.get("tags", []):
+            values = settings.get(item.path.name[:2], {})
+            cell.source = "\n".join([cell.source, *(f"{name} = {value!r}" for name, value in values.items())])
 
 
 @pytest.hookimpl(wrapper=True)

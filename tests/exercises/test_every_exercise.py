@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import pytest
@@ -37,7 +38,7 @@ def test_reference_and_alternatives_get_full_marks(exercise: Exercise, seed: int
 def test_misconception_loses_points_and_names_itself(
     exercise: Exercise, misconception: Misconception, seed: int
 ) -> None:
-    verdict = evaluate(exercise, misconception.wrong, seed)
+    verdict = _verdict(exercise, misconception, seed)
     assert verdict.status == "failed"
     assert verdict.points < exercise.points
     assert verdict.misconception is not None, f"not recognised; said only: {verdict.message}"
@@ -55,7 +56,7 @@ def test_generic_wrongness_names_no_misconception(exercise: Exercise) -> None:
 
 @each_exercise
 def test_each_check_fails_for_some_wrong_answer(exercise: Exercise) -> None:
-    verdicts = [evaluate(exercise, misconception.wrong, 0) for misconception in exercise.misconceptions]
+    verdicts = [_verdict(exercise, misconception, 0) for misconception in exercise.misconceptions]
     verdicts += [_spoilt(exercise, wrong) for wrong in GENERIC]
     for index, finding in enumerate(evaluate(exercise, exercise.reference, 0).findings):
         assert any(not verdict.findings[index].passed for verdict in verdicts), f"{finding.check} rejects nothing"
@@ -95,6 +96,12 @@ def test_entries_and_ids_are_unique() -> None:
     assert len({exercise.entry for exercise in EXERCISES}) == len(EXERCISES)
 
 
+@cache
+def _verdict(exercise: Exercise, misconception: Misconception, seed: int) -> Verdict:
+    return evaluate(exercise, misconception.wrong, seed)
+
+
+@cache
 def _spoilt(exercise: Exercise, spoil: Callable[[Any, dict], Any]) -> Verdict:
     """The verdict on the reference whose outputs pass through `spoil(output, inputs)` first."""
 

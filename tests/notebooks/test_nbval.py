@@ -3,12 +3,14 @@
 import json
 import subprocess
 import sys
+import tomllib
 import xml.etree.ElementTree as ET
 from pathlib import Path
 
 import nbformat
 import pytest
 
+from moe_course.batch.parameters import read_parameters
 from moe_course.notebooks.make import KERNEL
 
 ROOT = Path(__file__).parents[2]
@@ -45,6 +47,13 @@ def tagged(cell: nbformat.NotebookNode) -> nbformat.NotebookNode:
     return cell
 
 
+def setting(steps: int) -> nbformat.NotebookNode:
+    """A cell of parameters, as it is in the notebook."""
+    cell = nbformat.v4.new_code_cell(f"steps: int = {steps}")
+    cell.metadata["tags"] = ["parameters"]
+    return cell
+
+
 CELLS = {  # (folder, cell) and what nbval has to say of it; None if it is to pass
     "same": ("solutions", printing("1", "1"), None),
     "changed": ("solutions", printing("1", "2"), "Cell outputs differ"),
@@ -55,19 +64,24 @@ CELLS = {  # (folder, cell) and what nbval has to say of it; None if it is to pa
     "failed": ("solutions", checked("failed"), "says 'failed' where it must say 'passed'"),
     "unsolved": ("lessons", checking("not attempted"), None),
     "solved already": ("lessons", checking("passed"), "says 'passed' where it must say 'not attempted'"),
+    "parameters": ("lessons", setting(5), None),
+    "parameters changed": ("lessons", nbformat.v4.new_code_cell("assert steps == 2"), None),
+    "parameters, solved": ("solutions", setting(5), None),
+    "parameters kept": ("solutions", nbformat.v4.new_code_cell("assert steps == 5"), None),
     "raises": ("lessons", nbformat.v4.new_code_cell("1 / 0"), "ZeroDivisionError"),
 }
 
 
 RUN = "import sys, pytest; pytest.main({!r}); print('slow import:', sys.modules.get('rfc3987_syntax'))"
 PLUGINS = ["-p", "moe_course.notebooks.pytest_plugin", "-p", "no:cacheprovider"]
-OPTIONS = ["--nbval-lax", "--nbval-cell-timeout", "60", "--junit-xml", "report.xml"]
+OPTIONS = ["--nbval-lax", "--nbval-cell-timeout", "60", "--junit-xml", "report.xml", "-o", "nbval_unsolved=few.toml"]
 
 
 @pytest.fixture(scope="module")
 def nbval(tmp_path_factory) -> tuple[dict[str, str | None], str]:
     """What nbval says of each of CELLS, in one run over two notebooks; and what the run prints."""
     root = tmp_path_factory.mktemp("nbval")
+    (root / "few.toml").write_text("[ce]\nsteps = 2\n")  # for a lesson whose file begins with these two
     for folder in ("solutions", "lessons"):
         (root / folder).mkdir()
         cells = [cell for place, cell, _ in CELLS.values() if place == folder]
@@ -92,7 +106,20 @@ def test_the_slow_import_stays_out_of_the_run(nbval):
     assert "slow import: None" in nbval[1]
 
 
-NOTEBOOKS = sorted(ROOT.glob("lessons/[0-9][0-9]_*.ipynb")) + sorted(ROOT.glob("solutions/*.ipynb"))
+LESSONS = sorted(ROOT.glob("lessons/[0-9][0-9]_*.ipynb"))
+
+
+@pytest.mark.parametrize("path", LESSONS, ids=lambda path: path.stem)
+def test_unsolved_lessons_get_other_settings_of_their_own_parameters(path):
+    given = tomllib.loads((ROOT / "tests/notebooks/unsolved.toml").read_text())[path.stem[:2]]
+    cells = nbformat.read(path, as_version=4).cells
+    [cell] = [cell for cell in cells if "parameters" in cell.metadata.get("tags", [])]
+    parameters = read_parameters(cell.source)
+    for name, value in given.items():
+        assert parameters[name].fit(value) != parameters[name].default
+
+
+NOTEBOOKS = LESSONS + sorted(ROOT.glob("solutions/*.ipynb"))
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: f"{path.parent.name}/{path.name}")
