@@ -756,11 +756,10 @@ print("1024 tokens, in multiples of sorted: " + ", ".join(f"{name} {value:.1f}" 
 show(figures.cost(times, f"top-2 of {num_experts}, D = 64, F = 128, factor 1.25; CPU time of one thread, medians of {rounds}"))
 
 # %% [markdown]
-# **What just happened.** In one group, twice the tokens cost in the end four times the time and more, for the dispatch
-# tensor has $T \cdot E \cdot C \approx 1.25 \, K T^2$ entries, 2.6 million at 1024 tokens. Groups make that linear, and pay
-# with drops. Sorting needs neither slots nor groups, and drops nothing. From some hundred tokens on it is the fastest
-# of the three here, on a CPU.
-# A TPU or a compiler that wants fixed shapes may see it otherwise.
+# **What just happened.** In one group, twice the tokens cost in the end some four to six times the time, for the dispatch
+# tensor has $T \cdot E \cdot C \approx 1.25 \, K T^2$ entries, 2.6 million at 1024 tokens. Groups make that linear, and
+# pay with drops. Sorting needs neither slots nor groups, and drops nothing. From some hundred tokens on it is the
+# fastest of the three here, on a CPU. A TPU or a compiler that wants fixed shapes may see it otherwise.
 #
 # ## 8. What does dropping do to a model?
 #
