@@ -43,6 +43,7 @@ class Result:
     notes: list[str] = field(default_factory=list)
     seconds: float = 0.0
     cpu: float = 0.0  # seconds of processor time, of the student's process and the grader's
+    before: int = 0  # results that the same report has had for other notebooks of this student and lesson
 
     @property
     def points(self) -> float:

@@ -8,7 +8,7 @@ import json
 import shutil
 import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -28,11 +28,24 @@ from .workers import Job, NoWorker, Terms, WorkerFailed, Workers
 
 @dataclass(frozen=True)
 class Settings:
-    """What a run's scores depend on, apart from the submissions."""
+    """What a run's scores depend on, apart from the submissions.
+
+    Args:
+        seed: of the hidden inputs.
+        seconds: time limit of one exercise.
+        lessons: numbers of the lessons that are graded.
+        again: further seeds, for what a student hands in a second time, a third time and so on: an answer can put the
+            inputs that it got into an error message, and the student reads that.
+    """
 
     seed: int
     seconds: float
     lessons: tuple[str, ...]
+    again: tuple[int, ...] = ()
+
+    @property
+    def seeds(self) -> tuple[int, ...]:
+        return self.seed, *self.again
 
 
 @dataclass
@@ -114,10 +127,10 @@ def grade(
             told = here.ask(levels, {"ask": "seed", "lessons": numbers, "seed": seed})
             spent.append(told["cpu"])
             seed = _fair(told)
-        settings = Settings(before.seed if before else seed or 0, seconds, numbers)
+        settings = Settings(before.seed if before else seed or 0, seconds, numbers, before.again if before else ())
         if not fresh:
             (out / "results").mkdir(parents=True, exist_ok=True)
-            write_json(out / "run.json", vars(settings) | {"version": __version__})
+            _keep_settings(out, settings)
         run = Run(settings, submissions, {}, cpu=sum(spent))
 
         def keep(result: Result, write: bool) -> None:
@@ -127,12 +140,17 @@ def grade(
             on_result(result, len(submissions))
 
         todo = _without_done(run, out, handouts, catalogue(), fresh, keep)
+        while len(run.settings.seeds) <= max((each.before for each in todo), default=0):
+            told = here.ask(levels, {"ask": "seed", "lessons": numbers, "seed": None})
+            run.settings = replace(run.settings, again=(*run.settings.again, told["seed"]))
+            run.cpu += told["cpu"]
+            _keep_settings(out, run.settings)
         accepted = tuple(level for level in levels if scheduler is None or level != WEAK)
-        terms = Terms(settings.seed, settings.seconds, numbers, accepted)
 
         def job(todo: Todo) -> Job:
             lesson = todo.submission.lesson
-            raw = todo.read(settings, handouts[lesson])
+            raw = todo.read(run.settings, handouts[lesson])
+            terms = Terms(run.settings.seeds[todo.before], seconds, numbers, accepted)
             patience = 120 + len(catalogue()[lesson]) * (seconds + 5)
             return Job(terms, code_hash(), lesson, handouts[lesson], raw, patience)
 
@@ -167,20 +185,32 @@ def _fair(told: dict[str, Any]) -> int:
     return int(told["seed"])
 
 
+def _keep_settings(out: Path, settings: Settings) -> None:
+    write_json(out / "run.json", vars(settings) | {"version": __version__})
+
+
 def read_settings(out: Path) -> Settings | None:
     """The settings of the run that a folder holds."""
     try:
         data = json.loads((out / "run.json").read_text(encoding="utf-8"))
-        return Settings(int(data["seed"]), float(data["seconds"]), tuple(data["lessons"]))
+        again = tuple(int(seed) for seed in data.get("again", ()))
+        return Settings(int(data["seed"]), float(data["seconds"]), tuple(data["lessons"]), again)
     except (OSError, ValueError, KeyError, TypeError):
         return None
 
 
 @dataclass
 class Todo:
-    """A submission that is still to be graded, and the key that its result will have."""
+    """A submission that is still to be graded.
+
+    Args:
+        submission: what was handed in.
+        before: how often it had a result in this report, of something else that was handed in.
+        key: that its result will have.
+    """
 
     submission: Submission
+    before: int = 0
     key: str = ""
 
     def read(self, settings: Settings, handout: bytes) -> bytes:
@@ -191,7 +221,7 @@ class Todo:
         except OSError:
             raw = b""
         about = (one.lesson, one.name, one.notes, one.problem)
-        self.key = key_of(settings.seed, settings.seconds, *about, handout, raw)
+        self.key = key_of(settings.seeds[self.before], settings.seconds, *about, handout, raw)
         return raw
 
 
@@ -206,17 +236,18 @@ def _without_done(
     """The submissions that are still to be graded; those with a result, and those with nothing to grade, are done."""
     todo = []
     for submission in run.submissions:
-        each = Todo(submission)
+        result = read_result(result_file(out, submission.student, submission.lesson))
+        each = Todo(submission, min(result.before, len(run.settings.again)) if result else 0)
         each.read(run.settings, handouts[submission.lesson])
-        result = None if fresh else read_result(result_file(out, submission.student, submission.lesson))
-        if result is not None and result.key == each.key and result.student == submission.student:
+        if not fresh and result and result.key == each.key and result.student == submission.student:
             run.reused += 1
             keep(result, False)
         elif submission.path is None:
             keep(_result(each, {"problem": submission.problem, "notes": []}, catalogue), True)
         else:
+            each.before += bool(result and not fresh)
             todo.append(each)
-    return todo
+    return sorted(todo, key=lambda each: each.before)  # a worker prepares inputs for one seed at a time
 
 
 def _result(todo: Todo, answer: dict[str, Any], catalogue: Catalogue) -> Result:
@@ -240,4 +271,5 @@ def _result(todo: Todo, answer: dict[str, Any], catalogue: Catalogue) -> Result:
         [*submission.notes, *answer["notes"]],
         answer.get("seconds", 0.0),
         answer.get("cpu", 0.0),
+        todo.before,
     )

@@ -35,7 +35,7 @@ def notebook(answers: dict[str, str]) -> dict[str, Any]:
 def hand_in(folder: Path, student: str, data: Any) -> Path:
     """Write a student's notebook into a tree `student/02_router.ipynb`."""
     path = folder / student / "02_router.ipynb"
-    path.parent.mkdir(parents=True)
+    path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(data if isinstance(data, str) else json.dumps(data), encoding="utf-8")
     return path
 

@@ -17,6 +17,7 @@ from typer.testing import CliRunner
 
 from moe_course.cli import app
 from moe_course.commands import CommandError
+from moe_course.exercises import LESSONS
 from moe_course.grading import run
 from moe_course.grading.files import result_file, slug
 from moe_course.grading.gradescope import not_graded
@@ -106,6 +107,34 @@ def test_an_interrupted_run_and_a_repetition_have_the_same_scores(report, school
     assert done.exit_code == 0, done.output
     assert "0 differences" in done.output
     assert (report / "grades.csv").read_bytes() == before
+
+
+def test_what_is_handed_in_again_gets_other_inputs(solved, tmp_path):
+    """An answer can put its inputs into an error message; the next one that knows their answers gains nothing."""
+    counts = "02.tokens_per_expert"
+    school, out = tmp_path / "class", tmp_path / "report"
+    arguments = ["grade", str(school), "--out", str(out), "--jobs", "1"]
+    source = (
+        "def tokens_per_expert(expert_ids, num_experts):\n    raise ValueError(f'{num_experts} {expert_ids.tolist()}')"
+    )
+    hand_in(school, "ada", notebook(solved))
+    hand_in(school, "eve", notebook({counts: source}))
+    assert CliRunner().invoke(app, arguments).exit_code == 0
+    (exercise,) = [each for each in LESSONS["02"] if each.id == counts]
+    inputs = exercise.inputs(run.read_settings(out).seed).values()
+    assert str(next(iter(inputs))["expert_ids"].tolist()) in (out / "feedback" / "eve.html").read_text()
+
+    known = {(str(i["expert_ids"].tolist()), i["num_experts"]): exercise.reference(**i).tolist() for i in inputs}
+    answer = f"torch.tensor({known}.get((str(expert_ids.tolist()), num_experts), [99] * num_experts))"
+    source = f"import torch\ndef tokens_per_expert(expert_ids, num_experts):\n    return {answer}"
+    hand_in(school, "eve", notebook({counts: source}))
+    for recheck in ([], ["--recheck"]):
+        done = CliRunner().invoke(app, [*arguments, *recheck])
+        assert done.exit_code == 0, done.output
+    assert "0 differences" in done.output
+    points = {name: read_result(result_file(out, name, "02")).points for name in ("ada", "eve")}
+    assert points["ada"] == 12 and points["eve"] < 0.8  # some inputs are the same in every run
+    assert [read_result(result_file(out, name, "02")).before for name in ("ada", "eve")] == [0, 1]
 
 
 def test_a_students_page_teaches_and_gives_nothing_away(report):
