@@ -29,7 +29,7 @@
 seed: int = 4  # of tokens, gates and experts
 num_seeds: int = 5  # repetitions of each experiment
 num_experts: int = 4  # E; the tokens form as many clumps
-num_tokens: int = 512  # T
+num_tokens: int = 512  # T, even
 steps: int = 300  # of training, in the last experiment
 learning_rate: float = 0.3  # of SGD with momentum 0.9
 

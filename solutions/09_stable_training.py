@@ -38,7 +38,7 @@ top_k: int = 2  # K, experts per token
 d_model: int = 16  # D of the small layer that is trained many times
 d_ff: int = 8  # F, hidden width of one of its experts
 batch_size: int = 128  # tokens in one of its training steps
-steps: int = 240  # of its training
+steps: int = 240  # of its training, 30 at least
 alpha: float = 0.01  # weight of the balance loss
 noise_batches: int = 48  # over which the noise of gradients is estimated
 
