@@ -33,6 +33,7 @@ STEPS = {
             f"--numprocesses={CORES}",
             "--dist=loadfile",
             "--no-loadscope-reorder",  # in this order: the longest files first, lest one core waits for the other
+            "tests/exercises",
             "solutions",
             "lessons",
             "tests",

@@ -22,7 +22,8 @@ class MoELayer(nn.Module):
         top_k: experts per token K.
         activation: "gelu" or "swiglu".
         score: "softmax" or "sigmoid".
-        renormalize: make the K weights of a token sum to 1.
+        renormalize: make the K weights of a token sum to 1. For K = 1 choose False: the one weight would be a constant
+            1, and the router would learn nothing from the task.
         dispatch: "sorted" (the fast one), "grouped", "einsum" or "loop", or "triton": the kernels of
             `moe_course.kernels`, for a GPU. Same result, different cost. On a GPU "sorted" is PyTorch's grouped GEMM;
             the kernels are not chosen for you, because they were never timed against it. `moe-course bench kernel`

@@ -43,7 +43,8 @@ class Router(nn.Module):
         num_experts: number of experts E.
         top_k: experts per token K.
         score: "softmax" (Mixtral, OLMoE, Qwen3) or "sigmoid" (DeepSeek-V3).
-        renormalize: make the K weights of a token sum to 1.
+        renormalize: make the K weights of a token sum to 1. For K = 1 choose False: the one weight would be a constant
+            1, and the router would learn nothing from the task.
 
     Raises:
         ValueError: a size is below 1, top_k is larger than num_experts, or the score is unknown.

@@ -37,9 +37,10 @@ def pytest_configure(config: pytest.Config) -> None:
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Below the parameters of an unsolved lesson, as papermill would, write those that the file has for it."""
-    if not (name := config.getini("nbval_unsolved")):
+    file = config.getini("nbval_unsolved")
+    if not file:
         return
-    settings = tomllib.loads((config.rootpath / name).read_text(encoding="utf-8"))
+    settings = tomllib.loads((config.rootpath / file).read_text(encoding="utf-8"))
     for item in items:
         cell = getattr(item, "cell", None)
         if cell and item.path.parent.name == UNSOLVED and "parameters" in cell.metadata.get("tags", []):
