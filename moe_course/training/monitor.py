@@ -139,13 +139,14 @@ class ExpertMonitor:
 
     def _hook(self, name: str, watched: nn.Module) -> Callable[[nn.Module, Any, Any], None]:
         def after_forward(module: nn.Module, _inputs: Any, output: Any) -> None:
+            # Counted as written, not compiled. As a decorator, `disable` would import dynamo, 1.5 s, in every process.
+            count = torch.compiler.disable(self._count) if torch.compiler.is_compiling() else self._count
             for part in output if isinstance(output, tuple) else (output,):
                 if isinstance(part, Routing):
-                    self._count(name, watched, module, part)
+                    count(name, watched, module, part)
 
         return after_forward
 
-    @torch.compiler.disable
     @torch.no_grad()
     def _count(self, name: str, watched: nn.Module, module: nn.Module, routing: Routing) -> None:
         # A deep copy of the model, such as a moving average of its weights, copies the hook as well.

@@ -334,3 +334,9 @@ def test_compiled_models_are_counted_right():
         text=True,
     )
     assert done.stdout.strip() == "counted", done.stderr[-2000:]
+
+
+def test_the_course_is_imported_without_the_compiler():
+    """It takes 1.5 s, in every process; torch imports it when somebody needs it."""
+    code = "import sys, moe_course.exercises, moe_course.kernels; sys.exit('torch._dynamo' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[2]).returncode == 0
