@@ -19,7 +19,7 @@ from moe_course.grading.examine import Examiner, _ending
 from moe_course.grading.inside import calls, landlock, zygote
 from moe_course.grading.levels import LEVELS
 from moe_course.grading.notebook import read_notebook
-from moe_course.grading.sandbox import Sandbox, SandboxError
+from moe_course.grading.sandbox import Process, Sandbox, SandboxError
 from tests.grading.attacks import FILES, HONEST, KEYS, NEIGHBOURS, Attack, attack
 from tests.grading.conftest import ROOT, hand_in, notebook
 from tests.grading.test_attacks import EXERCISE, NOTHING
@@ -122,16 +122,20 @@ def test_nothing_can_be_left_in_the_sandbox_for_the_next():
     assert status == "graded" and points <= NOTHING, said
 
 
-def test_time_runs_out_only_for_an_answer_that_had_it():
-    """What a busy machine did not let run is tried again; what ran and did not end is not."""
+def test_time_runs_out_only_for_an_answer_that_had_it(monkeypatch):
+    """What a busy machine did not let run is tried again, once; what had its processor time is not."""
     seconds = 0.5
-    until = "while time.time() < {}: {}\nRIGHT".format
+    waits = "import math, time\nwhile time.time() < {}: time.sleep(0.01)\nRIGHT".format
     with Sandbox() as sandbox:
-        examiner = Examiner(sandbox, seed=1, seconds=seconds)
-        for wait, status in (("time.sleep(0.01)", "graded"), ("pass", "timeout")):
-            over = time.time() + 1.2 * seconds  # past the limit of a first try, within that of a second
-            source = attack("waits", "import time\n" + until(over, wait)).source
-            assert earned(examiner, source)[0] == status
+        examiner, start, starts = Examiner(sandbox, seed=1, seconds=seconds), sandbox.start, []
+        monkeypatch.setattr(sandbox, "start", lambda cpu: starts.append(cpu) or start(cpu))
+        over = time.time() + 1.2 * seconds  # past the limit of a first try, within that of a second
+        assert earned(examiner, attack("waits", waits(over)).source)[0] == "graded"
+        for cpu, tries in ((0.0, 2), (seconds, 1)):
+            starts.clear()
+            monkeypatch.setattr(Process, "cpu", cpu)
+            assert earned(examiner, attack("waits", waits("math.inf")).source)[0] == "timeout"
+            assert len(starts) == tries
 
 
 def test_a_kernel_without_landlock_is_noticed_before_anything_is_loaded(monkeypatch):
