@@ -588,7 +588,7 @@ if "dense" in runs:
 # | 600 steps | parameters | seed 0 | seed 1 | seed 2 |
 # |---|---|---|---|---|
 # | dense, as one expert that every token uses | 37 088 | 2.187 | 2.198 | 2.129 |
-# | 4 experts, top-2 | 49 568 | 2.127 | 2.117 | 2.149 |
+# | 4 experts, top-2 | 49 568 | 2.127 | 2.117 | 2.148 |
 # | 16 experts, top-2 | 124 064 | 2.103 | 2.142 | 2.096 |
 # | 4 experts, top-1 | 74 144 | 2.187 | 2.169 | 2.158 |
 # | 16 experts, top-1 | 222 368 | 2.235 | 2.176 | 2.179 |
